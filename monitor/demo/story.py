@@ -1,0 +1,77 @@
+"""What happened in a run of the demo, told from its tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+import monitor
+from monitor.demo.view import half_width
+
+# No threshold fits every model; in this one it lies far above the null and below where heads end.
+_FORMED = 0.4
+
+
+def story(root: Path, run: str) -> str:
+    """One paragraph on what formed when, in the words of the tables of `run`."""
+    heads = monitor.read(root, "induction", run=run)
+    in_context = monitor.read(root, "in_context", run=run)
+    sentences = [
+        _head(heads, "previous_token", "attends to the position before its own"),
+        _head(heads, "prefix_matching", "attends to what followed earlier copies of its token"),
+        _score(in_context),
+    ]
+    if _formed(heads, "prefix_matching") is not None:
+        sentences.append(
+            "This is the pattern of an induction circuit; that these heads cause the in-context "
+            "learning, only ablating them could show."
+        )
+    return " ".join(sentences)
+
+
+def how_to_query(root: Path, run: str) -> str:
+    """Lines of Python that read the run's tables."""
+    return (
+        "import monitor\n"
+        f'monitor.read("{root}", "induction", run="{run}")  # pandas: one row a step and head\n'
+        f'monitor.connect("{root}").sql("SELECT step, max(prefix_matching) FROM induction '
+        f"WHERE run = '{run}' GROUP BY step ORDER BY step\")  # DuckDB"
+    )
+
+
+def _formed(heads: pd.DataFrame, field: str) -> pd.Series | None:
+    """The best head's row at the first step at which `field` passes the threshold, or None."""
+    best = heads.loc[heads.groupby("step")[field].idxmax()]
+    beyond = best[best[field] > _FORMED]
+    return None if beyond.empty else beyond.iloc[0]
+
+
+def _head(heads: pd.DataFrame, field: str, meaning: str) -> str:
+    final = heads[heads["step"] == heads["step"].max()]
+    last = final.sort_values(field).iloc[-1]
+    end = f"{last[field]:.2f} ± {half_width(last, field):.2f} at step {last['step']}"
+    null = f"uniform attention would give {last[f'{field}_null']:.2f}"
+    name = f"{field.replace('_', '-')} score"
+    formed = _formed(heads, field)
+    if formed is None:
+        return f"No head's {name} passed {_FORMED}: the best came to {end} ({null})."
+    return (
+        f"Head {formed['layer']}.{formed['head']} {meaning}: its {name} was the first to pass "
+        f"{_FORMED}, at step {formed['step']}; the best head came to {end} ({null})."
+    )
+
+
+def _score(in_context: pd.DataFrame) -> str:
+    last = in_context.iloc[-1]
+    error = in_context.apply(half_width, axis=1, field="paired_score")
+    unclear = in_context["step"][in_context["paired_score"] + error >= 0]
+    steps = in_context["step"]
+    below = steps[steps > unclear.max()] if len(unclear) else steps
+    when = "is not yet clearly below 0"
+    if len(below):
+        when = f"is clearly below 0 since step {below.iloc[0]}"
+    return (
+        f"The in-context score on paired targets {when} and came to {last['paired_score']:.2f} ± "
+        f"{half_width(last, 'paired_score'):.2f} nats (0 without use of the context)."
+    )

@@ -1,0 +1,138 @@
+"""Trains the demo's model with Lightning and the callback, while a terminal shows what happens."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch.nn.functional as F
+from rich.console import Console
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from callbacks import TrainingDynamics
+from monitor.attempt import new_run_name
+from monitor.demo import corpus
+from monitor.demo.model import BATCH, GRADIENT_NORM, AttentionOnly, optimizer, warm_up
+from monitor.demo.story import how_to_query, story
+from monitor.demo.view import TerminalView
+
+_MEASURED_EVERY = 20
+_SEQUENCES = 32
+
+
+def run(*, steps: int, seed: int, root: Path, port: int) -> None:
+    """Trains for `steps` steps, shows it live, and tells at the end what happened.
+
+    Ctrl-C stops early and leaves a run that can be read. Raises `ValueError` and `OSError` where
+    the arguments are of no use, and `RuntimeError` where Python came without its source.
+    """
+    console = Console()
+    console.print("[dim]reading the Python standard library …[/dim]")
+    text = corpus.load()
+    pl.seed_everything(seed, verbose=False)
+    training = _Training()
+    context = training.model.context
+    name = f"demo-seed{seed}-{new_run_name()}"
+    view = TerminalView(console, run=name, steps=steps, root=root)
+    dynamics = TrainingDynamics(
+        root,
+        run=name,
+        text=_windows(text.held_out, context, stride=context),
+        schedule=_MEASURED_EVERY,
+        metrics_port=port,
+        seed=seed,
+        sequences=_SEQUENCES,
+        sinks=[view],
+    )
+    loader = DataLoader(
+        _Rows(_windows(text.train, context + 1, stride=context // 2)),
+        batch_size=BATCH,
+        shuffle=True,
+        drop_last=True,
+    )
+    _quiet_lightning()
+    trainer = pl.Trainer(
+        max_steps=steps,
+        max_epochs=-1,
+        accelerator="cpu",
+        callbacks=[dynamics, _Progress(view, dynamics)],
+        gradient_clip_val=GRADIENT_NORM,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    with warnings.catch_warnings(), view:
+        warnings.simplefilter("ignore")
+        try:
+            trainer.fit(training, loader)
+        except (KeyboardInterrupt, SystemExit):
+            # Lightning would end the process here, and ignore the next Ctrl-C.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+    console.print()
+    if view.measurements == 0:
+        console.print("Stopped before the first measurement: nothing was recorded.")
+        return
+    console.print(story(root, name))
+    console.print(f"\nThe tables are under {root.resolve()}. To query them:\n")
+    # Lines as they are, however long: they are there to be copied.
+    console.print(how_to_query(root, name), soft_wrap=True, highlight=False)
+
+
+class _Training(pl.LightningModule):
+    """Next-token prediction on rows of `context + 1` tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = AttentionOnly()
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        logits = self.model(batch[:, :-1])
+        return F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
+
+    def configure_optimizers(self) -> Any:
+        chosen = optimizer(self.model)
+        return [chosen], [{"scheduler": warm_up(chosen), "interval": "step"}]
+
+
+class _Progress(pl.Callback):
+    """Tells the view how far training has come."""
+
+    def __init__(self, view: TerminalView, dynamics: TrainingDynamics) -> None:
+        self._view = view
+        self._dynamics = dynamics
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        monitor = self._dynamics.monitor
+        self._view.advance(
+            trainer.global_step, float(outputs["loss"]), monitor.url if monitor else None
+        )
+
+
+class _Rows(Dataset[Tensor]):
+    def __init__(self, rows: Tensor) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self._rows[index]
+
+
+def _windows(tokens: Tensor, length: int, *, stride: int) -> Tensor:
+    """All windows [window, position] of `length` tokens that begin at multiples of `stride`."""
+    return tokens.unfold(0, length, stride)
+
+
+def _quiet_lightning() -> None:
+    """Lightning's notes on hardware and cloud services would tear the live view."""
+    for name in ("pytorch_lightning", "lightning.pytorch", "pytorch_lightning.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)

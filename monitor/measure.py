@@ -1,0 +1,239 @@
+"""Measuring a model: fixed stimuli through the model, what it shows through the probes.
+
+`Monitor` is for a model in training: it records a run, and once it has begun it never raises.
+`measure` is for one model at hand: it returns tables, writes nothing, and raises.
+"""
+
+from __future__ import annotations
+
+import logging
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+import pandas as pd
+from torch import Tensor, nn
+
+from monitor.anatomy import find_language_model
+from monitor.attempt import attempt_row, new_run_name
+from monitor.probes import select
+from monitor.record import MOMENT, Failure, Measurement, Moment, check_run_name
+from monitor.sinks import ParquetSink, PrometheusSink, Sink
+from monitor.stimuli import stimuli_from_arrow, stimuli_to_arrow
+from monitor.subject import StimulusOptions, Subject
+
+_log = logging.getLogger("phasewatch")
+
+
+def measure(
+    model: nn.Module,
+    *,
+    vocab_size: int | None = None,
+    probes: Sequence[str] | None = None,
+    text: Tensor | None = None,
+    context: int | None = None,
+    sequences: int = 16,
+    seed: int = 0,
+) -> dict[str, pd.DataFrame]:
+    """Measures any language model once and returns a data frame for each probe's table.
+
+    Args:
+        model: a module that maps token ids [batch, position] to logits [batch, position,
+            vocabulary], or one that holds exactly one such module. It is left as it was.
+        vocab_size: number of token ids to draw from; default: the model's own.
+        probes: names of probes, or `probe.field` for single fields; default: all.
+        text: held-out token ids [sequence, position]; without it, what needs text is missing.
+        context: positions per stimulus; default: the model's maximum, at most 256.
+        sequences: sequences per stimulus, and so the `n` of every estimate.
+        seed: of the random tokens.
+
+    Raises:
+        ValueError, TypeError: an argument is of no use; the message says what was expected.
+        NotALanguageModelError: none, or several, were found in `model`.
+        NoAttentionError: attention was asked for and the model showed none.
+    """
+    chosen = select(probes)
+    found = find_language_model(model, vocab_size=vocab_size)
+    options = StimulusOptions(text=text, context=context, sequences=sequences, seed=seed)
+    subject = Subject.new(model, found, chosen, options)
+    moment = Moment(run="", attempt=1, step=0, tokens=None, time=datetime.now(UTC))
+    measurement = subject.measure(chosen, moment)
+    for failure in measurement.failures:
+        raise RuntimeError(f"probe {failure.part} failed: {failure.error}\n{failure.traceback}")
+    return {
+        reading.spec.name: reading.table.drop_columns(list(MOMENT)).to_pandas()
+        for reading in measurement.readings
+    }
+
+
+class Monitor:
+    """Measures a model at steps of its training and records a run.
+
+    Args:
+        root: folder of the tables; None: nothing is written.
+        run: name of the run; default: a new one from date and time. The name of an earlier run
+            goes on with it: a new attempt, with the stimuli stored then; what earlier attempts
+            measured at later steps is set aside.
+        resumed_from: the step of the checkpoint that training went on from; default: just before
+            the first measurement.
+        metrics_port: where to serve metrics (0: any free port); None: nowhere.
+        metrics_address: the address to listen on.
+        sinks: where measurements go besides; they are closed with the monitor.
+        config: whatever else should be written with the attempt (JSON).
+
+    The other arguments are those of `measure`. Bad arguments raise here or at the first
+    measurement, as `measure` says. After that nothing raises: what fails is logged once, counted,
+    recorded in the `failures` table, and the rest goes on.
+    """
+
+    def __init__(
+        self,
+        root: str | Path | None = "runs",
+        *,
+        run: str | None = None,
+        probes: Sequence[str] | None = None,
+        text: Tensor | None = None,
+        vocab_size: int | None = None,
+        context: int | None = None,
+        sequences: int = 16,
+        seed: int = 0,
+        resumed_from: int | None = None,
+        metrics_port: int | None = None,
+        metrics_address: str = "127.0.0.1",
+        sinks: Sequence[Sink] = (),
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.run = check_run_name(run or new_run_name())
+        self.attempt = 1
+        self._probes = select(probes)
+        self._options = StimulusOptions(text=text, context=context, sequences=sequences, seed=seed)
+        self._vocab_size = vocab_size
+        self._resumed_from = resumed_from
+        self._metrics = (metrics_address, metrics_port)
+        self._config = dict(config or {})
+        self._store = None if root is None else ParquetSink(root, self.run)
+        self._sinks = list(sinks)
+        self._subject: Subject | None = None
+        self._said: set[str] = set()
+
+    @property
+    def url(self) -> str | None:
+        """Where the metrics are served, or None."""
+        return next((s.url for s in self._sinks if isinstance(s, PrometheusSink)), None)
+
+    def prepare(self, model: nn.Module, step: int) -> Subject:
+        """Checks everything on the model itself and begins the attempt, before step `step`.
+
+        The first `measure` does this; call it earlier to have bad arguments raised earlier.
+        """
+        if self._subject is not None:
+            return self._subject
+        after = operator.index(step) - 1 if self._resumed_from is None else self._resumed_from
+        found = find_language_model(model, vocab_size=self._vocab_size)
+        stored = self._store.stimuli(after) if self._store is not None else None
+        if stored is None:
+            subject = Subject.new(model, found, self._probes, self._options)
+        else:
+            stimuli = stimuli_from_arrow(stored)
+            subject = Subject.tried(model, found, self._probes, stimuli)
+            _log.info("run %s goes on with the stimuli stored with it", self.run)
+        if self._store is not None:
+            self._begin_attempt(self._store, subject, after, new_stimuli=stored is None)
+            self._sinks.append(self._store)
+        self._serve(type(found.module).__name__)
+        self._subject = subject
+        return subject
+
+    def measure(self, model: nn.Module, step: int, tokens: int | None = None) -> Measurement:
+        """Measures `model` at `step`, after `tokens` training tokens, and records it.
+
+        The first call prepares, and raises what `prepare` raises; later calls never raise.
+        """
+        subject = self.prepare(model, step)
+        moment = Moment(
+            run=self.run, attempt=self.attempt, step=step, tokens=tokens, time=datetime.now(UTC)
+        )
+        measurement = Measurement(moment=moment)
+        try:
+            if subject.root is not model:
+                found = find_language_model(model, vocab_size=self._vocab_size)
+                subject = self._subject = replace(subject, root=model, model=found)
+            measurement = subject.measure(self._probes, moment)
+        except Exception as error:
+            measurement = measurement.with_failure(Failure.of("measure", error))
+        for sink in self._sinks:
+            try:
+                sink.write(measurement)
+            except Exception as error:
+                measurement = measurement.with_failure(Failure.of(type(sink).__name__, error))
+        self._say_once(measurement.failures)
+        return measurement
+
+    def close(self) -> None:
+        """Writes what still waits to be written, and stops serving. Never raises."""
+        for sink in self._sinks:
+            try:
+                sink.close()
+            except Exception as error:
+                self._say_once((Failure.of(type(sink).__name__, error),))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _begin_attempt(
+        self, store: ParquetSink, subject: Subject, after: int, *, new_stimuli: bool
+    ) -> None:
+        self.attempt = store.next_attempt()
+        if aside := store.supersede(after):
+            _log.warning(
+                "run %s goes on after step %d: %d files of earlier attempts beyond it are now "
+                "under %s",
+                self.run,
+                after,
+                aside,
+                store.superseded,
+            )
+        if new_stimuli:
+            store.put("stimuli", 0, stimuli_to_arrow(subject.stimuli))
+        row = attempt_row(
+            attempt=self.attempt,
+            resumed_from=self._resumed_from,
+            seed=self._options.seed,
+            parameters=subject.model.parameter_count,
+            config={
+                "probes": {p.spec.name: [f.name for f in p.spec.fields] for p in self._probes},
+                "model": type(subject.model.module).__name__,
+                "vocab_size": subject.model.vocab_size,
+                "stimuli": {k: list(s.tokens.shape) for k, s in subject.stimuli.items()},
+                **self._config,
+            },
+        )
+        store.put("attempts", self.attempt, row)
+
+    def _serve(self, model_name: str) -> None:
+        address, port = self._metrics
+        if port is None:
+            return
+        info = {"attempt": str(self.attempt), "model": model_name}
+        try:
+            self._sinks.append(PrometheusSink(self.run, address=address, port=port, info=info))
+        except OSError as error:
+            _log.warning("no metrics are served: nothing can listen on %s (%s)", address, error)
+
+    def _say_once(self, failures: Sequence[Failure]) -> None:
+        for failure in failures:
+            if failure.part not in self._said:
+                self._said.add(failure.part)
+                _log.warning(
+                    "%s failed, training goes on (said once; every failure is counted and "
+                    "recorded): %s\n%s",
+                    failure.part,
+                    failure.error,
+                    failure.traceback,
+                )

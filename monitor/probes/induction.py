@@ -1,0 +1,166 @@
+"""Induction and its neighbours: where every head looks on repeated random tokens.
+
+Prefix matching is the attention from a token's later copies to the tokens that followed its
+earlier ones: for queries i in later copies of a block of period P, the mean of Σ_k p[i, i - kP + 1]
+over all earlier copies k (Olsson et al. 2022, "In-context Learning and Induction Heads"). The
+previous-token, duplicate-token and first-token scores are such means for the offsets 1 and kP and
+for position 0.
+A perfect head scores 1; the null is uniform attention over the keys in view, on the same tokens.
+
+What fools it: at one fixed period a head that copies by position alone scores near 1, which is why
+the stimulus draws a period for each sequence; and attention is a pattern, not yet a mechanism.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from monitor.attention import LayerAttention
+from monitor.capture import Observation
+from monitor.estimate import pooled_mean
+from monitor.record import HEAD, LAYER, Field, ProbeSpec
+
+_FIXED_PERIOD = "Copying by position, where all periods are equal; here each sequence has its own."
+_UNIFORM = "uniform attention over the keys in view, on the same tokens"
+
+SPEC = ProbeSpec(
+    name="induction",
+    help="Where every attention head looks on random tokens repeated at random periods.",
+    source="Olsson et al. 2022, In-context Learning and Induction Heads",
+    dims=(LAYER, HEAD),
+    fields=(
+        Field(
+            name="prefix_matching",
+            help="Mean attention from a token's later copies to the tokens after its earlier ones.",
+            low=0,
+            high=1,
+            null=_UNIFORM,
+            fooled_by=_FIXED_PERIOD,
+        ),
+        Field(
+            name="previous_token",
+            help="Mean attention to the position before, on repeated random tokens.",
+            low=0,
+            high=1,
+            null=_UNIFORM,
+            fooled_by="Working circuits may need little of it: there is no fixed threshold.",
+        ),
+        Field(
+            name="previous_token_text",
+            help="Mean attention to the position before, on held-out text.",
+            low=0,
+            high=1,
+            null=_UNIFORM,
+            fooled_by="Text repeats words at short distances: compare it with random tokens.",
+        ),
+        Field(
+            name="duplicate_token",
+            help="Mean attention from a token's later copies to its earlier ones.",
+            low=0,
+            high=1,
+            null=_UNIFORM,
+            fooled_by=_FIXED_PERIOD,
+        ),
+        Field(
+            name="first_token",
+            help="Mean attention to position 0: the attention sink.",
+            low=0,
+            high=1,
+            null=_UNIFORM,
+            fooled_by="Heads with nothing to do rest there: it says nothing of what else they do.",
+        ),
+        Field(
+            name="entropy",
+            help="Mean entropy of the attention rows.",
+            unit="nats",
+            low=0,
+            null=_UNIFORM + ": the mean log of the number of keys in view",
+            fooled_by="It grows with the number of keys in view: compare normalized_entropy.",
+        ),
+        Field(
+            name="normalized_entropy",
+            help="Mean entropy of the attention rows, each over the log of its keys in view.",
+            low=0,
+            high=1,
+            null="1: " + _UNIFORM,
+            fooled_by="Short rows weigh as much as long ones.",
+        ),
+    ),
+    needs=(("repeated", "attention"), ("text", "attention")),
+)
+
+
+Seen = TypeVar("Seen")
+
+# Which target, on which stimulus, each attention score sums.
+_TARGETS = {
+    "prefix_matching": ("repeated", "prefix_matching"),
+    "previous_token": ("repeated", "previous_token"),
+    "previous_token_text": ("text", "previous_token"),
+    "duplicate_token": ("repeated", "duplicate_token"),
+    "first_token": ("repeated", "first_token"),
+}
+
+
+def compute(observations: Mapping[str, Observation]) -> dict[str, Any]:
+    """One row a head, from the attention on `repeated` and, where there is any, on `text`."""
+    columns: dict[str, Any] = {}
+    for field, (name, target) in _TARGETS.items():
+        if name not in observations:
+            columns |= {field: None, f"{field}_stderr": None, f"{field}_null": None}
+            continue
+        layers, stimulus = _present(observations[name].attention), observations[name].stimulus
+        columns |= _estimates(
+            field,
+            torch.cat([layer.mass[target] for layer in layers], dim=1),
+            torch.cat([layer.uniform[target] for layer in layers], dim=1),
+            stimulus.targets[target].queries,
+        )
+    layers = _present(observations["repeated"].attention)
+    batch, positions = observations["repeated"].stimulus.tokens.shape
+    queries = torch.full((batch,), positions - 1)
+    uniform = torch.cat([layer.uniform_entropy for layer in layers], dim=1)
+    entropy = torch.cat([_present(layer.entropy) for layer in layers], dim=1)
+    columns |= _estimates("entropy", entropy, uniform, queries)
+    normalized = torch.cat([_present(layer.normalized_entropy) for layer in layers], dim=1)
+    ones = torch.full_like(uniform, positions - 1)
+    columns |= _estimates("normalized_entropy", normalized, ones, queries)
+    heads = [(layer, head) for layer in layers for head in range(layer.uniform_entropy.shape[1])]
+    return columns | {
+        "layer": [layer.layer for layer, _ in heads],
+        "head": [head for _, head in heads],
+        "n": [batch] * len(heads),
+        "validity": [_validity(layer) for layer, _ in heads],
+    }
+
+
+def _present(observed: Seen | None) -> Seen:
+    if observed is None:
+        raise ValueError(
+            "induction needs the attention, with entropy on `repeated`, to be observed"
+        )
+    return observed
+
+
+def _estimates(
+    field: str,
+    total: Float[Tensor, "batch head"],
+    uniform: Float[Tensor, "batch head"],
+    queries: Int[Tensor, " batch"],
+) -> dict[str, Float[Tensor, " head"]]:
+    mean, stderr = pooled_mean(total, queries)
+    null, _ = pooled_mean(uniform, queries)
+    return {field: mean, f"{field}_stderr": stderr, f"{field}_null": null}
+
+
+def _validity(layer: LayerAttention) -> str:
+    if not layer.causal:
+        return "attention is not causal"
+    if not layer.uniform["prefix_matching"].any():
+        return "no earlier copy is in view"
+    return "ok"

@@ -1,0 +1,322 @@
+"""What is written: a probe's declaration, and one probe's table at one step of one run.
+
+The declaration is the single source of the Parquet schema, the metric names and their help, and the
+docs. Nothing here knows of torch: whoever reads the tables needs only Arrow.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import re
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+FORMAT = 1
+METADATA_KEY = b"phasewatch"
+
+# The columns that every measured row begins with.
+MOMENT = {
+    "step": pa.int64(),
+    "tokens": pa.int64(),
+    "time": pa.timestamp("us", tz="UTC"),
+    "attempt": pa.int32(),
+}
+
+_IDENTIFIER = re.compile(r"[a-z][a-z0-9_]*")
+_RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def _check_identifier(what: str, name: str) -> None:
+    if not _IDENTIFIER.fullmatch(name):
+        raise ValueError(f"{what} name {name!r} must be lower case letters, digits and underscores")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dim:
+    """One dimension of a table: together, a row's dimensions say what it is about."""
+
+    name: str
+    help: str
+
+    def __post_init__(self) -> None:
+        _check_identifier("dimension", self.name)
+
+
+LAYER = Dim(name="layer", help="Transformer block, counted from 0 at the embedding.")
+HEAD = Dim(name="head", help="Attention (query) head within its layer, counted from 0.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Field:
+    """One measured quantity, with what it would be without structure and what can fool it.
+
+    `null` says how the value in `<name>_null` arises; empty when the field has none.
+    `per_position` fields hold one number for every position: a list column, and no metric.
+    """
+
+    name: str
+    help: str
+    unit: str = ""
+    low: float | None = None
+    high: float | None = None
+    null: str = ""
+    fooled_by: str = ""
+    stderr: bool = True
+    per_position: bool = False
+
+    def __post_init__(self) -> None:
+        _check_identifier("field", self.name)
+        if self.per_position and (self.stderr or self.null):
+            raise ValueError(f"field {self.name!r} is per position: it has no stderr and no null")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The field's columns: its value, then its standard error and its null where they exist."""
+        stderr = (f"{self.name}_stderr",) if self.stderr else ()
+        null = (f"{self.name}_null",) if self.null else ()
+        return (self.name, *stderr, *null)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeSpec:
+    """The declaration of one probe, and so of one table.
+
+    `needs` names what must be observed: pairs of a stimulus and what one forward pass on it shows
+    (`attention` or `losses`).
+    """
+
+    name: str
+    help: str
+    source: str
+    dims: tuple[Dim, ...]
+    fields: tuple[Field, ...]
+    needs: tuple[tuple[str, str], ...]
+
+    def __post_init__(self) -> None:
+        _check_identifier("probe", self.name)
+        columns = [d.name for d in self.dims] + [c for f in self.fields for c in f.columns]
+        twice = {c for c in columns if columns.count(c) > 1}
+        if twice or not self.fields:
+            raise ValueError(
+                f"probe {self.name!r} needs at least one field and distinct columns, got {columns}"
+            )
+
+    def field(self, name: str) -> Field:
+        """The field of this name."""
+        return next(field for field in self.fields if field.name == name)
+
+    def metric(self, column: str, suffix: str = "") -> str:
+        """Prometheus name of one column: `phasewatch_<table>_<column><suffix>[_<unit>]`."""
+        unit = next(field.unit for field in self.fields if column in field.columns)
+        return f"phasewatch_{self.name}_{column}{suffix}" + (f"_{unit}" if unit else "")
+
+    def only(self, fields: Sequence[str]) -> ProbeSpec:
+        """The same declaration with just these fields; `ValueError` names one that it lacks."""
+        for name in fields:
+            expect_one_of(f"field of probe {self.name!r}", name, [f.name for f in self.fields])
+        return dataclasses.replace(self, fields=tuple(f for f in self.fields if f.name in fields))
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Arrow schema of the table, with this declaration in its metadata."""
+        floats = [
+            (column, pa.list_(pa.float32()) if field.per_position else pa.float32())
+            for field in self.fields
+            for column in field.columns
+        ]
+        return pa.schema(
+            [
+                *MOMENT.items(),
+                *((dim.name, pa.int32()) for dim in self.dims),
+                *floats,
+                ("n", pa.int32()),
+                ("validity", pa.string()),
+            ],
+            metadata=_metadata(self.name, {"probe": dataclasses.asdict(self)}),
+        )
+
+
+def _metadata(table: str, more: Mapping[str, Any] | None = None) -> dict[bytes, bytes]:
+    return {METADATA_KEY: json.dumps({"format": FORMAT, "table": table, **(more or {})}).encode()}
+
+
+ATTEMPTS = pa.schema(
+    [
+        ("attempt", pa.int32()),
+        ("started", pa.timestamp("us", tz="UTC")),
+        ("resumed_from", pa.int64()),
+        ("seed", pa.int64()),
+        ("parameters", pa.int64()),
+        ("host", pa.string()),
+        ("revision", pa.string()),
+        ("versions", pa.string()),
+        ("config", pa.string()),
+    ],
+    metadata=_metadata("attempts"),
+)
+FAILURES = pa.schema(
+    [
+        *MOMENT.items(),
+        ("part", pa.string()),
+        ("error", pa.string()),
+        ("traceback", pa.string()),
+    ],
+    metadata=_metadata("failures"),
+)
+STIMULI = pa.schema(
+    [
+        ("stimulus", pa.string()),
+        ("sequence", pa.int32()),
+        ("period", pa.int32()),
+        ("token_ids", pa.list_(pa.int32())),
+    ],
+    metadata=_metadata("stimuli"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moment:
+    """When and where in a run something was measured.
+
+    `tokens` counts the training tokens seen so far (None: unknown), `time` is in UTC.
+    """
+
+    run: str
+    attempt: int
+    step: int
+    tokens: int | None
+    time: datetime
+
+    def columns(self) -> dict[str, Any]:
+        """The values of the columns that every measured row begins with."""
+        return {name: getattr(self, name) for name in MOMENT}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """One probe's table at one step of one run."""
+
+    spec: ProbeSpec
+    moment: Moment
+    table: pa.Table
+
+    @classmethod
+    def build(cls, spec: ProbeSpec, moment: Moment, columns: Mapping[str, Any]) -> Reading:
+        """Puts a probe's columns under its declared schema.
+
+        `columns` holds `validity` and `n`, every dimension and every declared column: arrays with
+        one entry a row (rows of numbers for fields per position), or None for what could not be
+        measured at all. Columns of fields that the declaration leaves out are dropped. A value
+        that was measured and is not finite is stored as null and makes its row invalid: nobody
+        should average over it unawares.
+        """
+        validity = np.array(columns["validity"], dtype=object)
+        for field in spec.fields:
+            if columns[field.name] is not None and not field.per_position:
+                finite = np.isfinite(np.asarray(columns[field.name], dtype=np.float64))
+                validity[~finite & (validity == "ok")] = f"{field.name} is not finite"
+        moments = moment.columns()
+        arrays = []
+        for column in spec.schema:
+            if column.name in moments:
+                arrays.append(
+                    pa.repeat(pa.scalar(moments[column.name], column.type), len(validity))
+                )
+            elif column.name == "validity":
+                arrays.append(pa.array(validity, type=column.type))
+            elif columns[column.name] is None:
+                arrays.append(pa.nulls(len(validity), column.type))
+            else:
+                arrays.append(_array(columns[column.name], column.type))
+        return cls(spec=spec, moment=moment, table=pa.Table.from_arrays(arrays, schema=spec.schema))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """A probe (or a sink) that raised; `part` is its name."""
+
+    part: str
+    error: str
+    traceback: str
+
+    @classmethod
+    def of(cls, part: str, error: Exception) -> Failure:
+        """The failure of `part` that this exception was."""
+        return cls(
+            part=part,
+            error=f"{type(error).__name__}: {error}",
+            traceback="".join(traceback.format_exception(error)),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """All that one measurement gave: the readings, what failed, and the seconds each probe took."""
+
+    moment: Moment
+    readings: tuple[Reading, ...] = ()
+    failures: tuple[Failure, ...] = ()
+    seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    def with_failure(self, failure: Failure) -> Measurement:
+        """The same measurement, in which this failed too."""
+        return dataclasses.replace(self, failures=(*self.failures, failure))
+
+    def frame(self, table: str) -> pd.DataFrame:
+        """One table of the measurement as a data frame."""
+        by_name = {reading.spec.name: reading for reading in self.readings}
+        expect_one_of("table of this measurement", table, list(by_name))
+        frame: pd.DataFrame = by_name[table].table.to_pandas()
+        return frame
+
+    def failure_table(self) -> pa.Table:
+        """The failures as rows of the `failures` table."""
+        moment = self.moment.columns()
+        rows = [moment | dataclasses.asdict(failure) for failure in self.failures]
+        return pa.Table.from_pylist(rows, schema=FAILURES)
+
+
+def _array(values: Any, kind: pa.DataType) -> pa.Array:
+    if pa.types.is_list(kind):
+        return pa.array([_array(row, kind.value_type).to_pylist() for row in values], type=kind)
+    numbers = np.asarray(values)
+    missing = ~np.isfinite(numbers) if numbers.dtype.kind == "f" else None
+    return pa.array(numbers, mask=missing).cast(kind)
+
+
+def dims_of(schema: pa.Schema) -> list[str]:
+    """Names of the dimensions of a table with this schema."""
+    declared = json.loads((schema.metadata or {}).get(METADATA_KEY, b"{}"))
+    return [dim["name"] for dim in declared.get("probe", {}).get("dims", ())]
+
+
+def is_ours(schema: pa.Schema) -> bool:
+    """Whether a Parquet file with this schema was written by phasewatch."""
+    return METADATA_KEY in (schema.metadata or {})
+
+
+def check_run_name(run: str) -> str:
+    """Returns `run`, or raises `ValueError` when it cannot name a folder and a metric label."""
+    if not _RUN_NAME.fullmatch(run):
+        raise ValueError(
+            f"run name {run!r} cannot be used: expected letters, digits, '.', '_' and '-', "
+            "beginning with a letter or digit (it names a folder); choose another run="
+        )
+    return run
+
+
+def expect_one_of(what: str, name: str, known: Sequence[str]) -> None:
+    """Raises `ValueError` naming the known ones, and the nearest, when `name` is none of them."""
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"unknown {what}: {name!r}; known: {', '.join(known)}{hint}")

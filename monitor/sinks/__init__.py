@@ -1,0 +1,22 @@
+"""Where measurements go."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from monitor.record import Measurement
+from monitor.sinks.memory import MemorySink
+from monitor.sinks.parquet import ParquetSink
+from monitor.sinks.prometheus import PrometheusSink
+
+__all__ = ["MemorySink", "ParquetSink", "PrometheusSink", "Sink"]
+
+
+class Sink(Protocol):
+    """Takes every measurement as it is made."""
+
+    def write(self, measurement: Measurement) -> None:
+        """Takes one measurement; may raise, and then the caller goes on without it."""
+
+    def close(self) -> None:
+        """Lets go of files, threads and ports."""

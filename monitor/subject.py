@@ -1,0 +1,192 @@
+"""A model under measurement: tried out on its stimuli, then measured on them again and again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from monitor.anatomy import LanguageModel
+from monitor.capture import NoAttentionError, Observation, observe
+from monitor.probes import Probe
+from monitor.record import Failure, Measurement, Moment, Reading
+from monitor.stimuli import (
+    Stimulus,
+    check_text,
+    repeated,
+    text_stimulus,
+    text_tail,
+    windows,
+)
+
+# Longer contexts cost more and show little more: the scores are means over positions.
+_DEFAULT_CONTEXT = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class StimulusOptions:
+    """What a user may say about the stimuli; `monitor.measure.measure` says what each means."""
+
+    text: Tensor | None = None
+    context: int | None = None
+    sequences: int = 16
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("context", 1), ("sequences", 2), ("seed", 0)):
+            value = getattr(self, name)
+            if not (value is None and name == "context") and (
+                type(value) is not int or value < least
+            ):
+                raise ValueError(f"{name}={value!r}: expected a whole number of at least {least}")
+
+
+class UnreadableError(ValueError):
+    """The model raised on a stimulus; the message says what to change."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Subject:
+    """A model that was tried out, and what it is measured on.
+
+    `root` is the module that was passed for it, `attention_calls` how many a forward pass makes.
+    """
+
+    root: nn.Module
+    model: LanguageModel
+    stimuli: Mapping[str, Stimulus]
+    attention_calls: int | None
+
+    @classmethod
+    def new(
+        cls,
+        root: nn.Module,
+        model: LanguageModel,
+        probes: Sequence[Probe],
+        options: StimulusOptions,
+    ) -> Subject:
+        """Builds the stimuli and tries the model on them.
+
+        Raises `ValueError` and `TypeError` where they cannot be built, and what `tried` raises.
+        """
+        for context in _contexts(model, options):
+            stimuli = _build_stimuli(model, options, context)
+            try:
+                return cls.tried(root, model, probes, stimuli)
+            except UnreadableError as error:
+                unreadable = error
+        raise unreadable
+
+    @classmethod
+    def tried(
+        cls,
+        root: nn.Module,
+        model: LanguageModel,
+        probes: Sequence[Probe],
+        stimuli: Mapping[str, Stimulus],
+    ) -> Subject:
+        """Runs one sequence of each stimulus, so that what cannot work is known at once.
+
+        Raises `NoAttentionError`, or `ValueError` where the model cannot read the stimuli.
+        """
+        attention_calls = None
+        for name, wanted in _wanted(probes, stimuli).items():
+            one = stimuli[name].rows(0, 1, torch.device("cpu"))
+            try:
+                observation = observe(model, one, **wanted)
+            except NoAttentionError:
+                raise
+            except Exception as error:
+                raise UnreadableError(
+                    f"{type(model.module).__name__} cannot read {one.tokens.shape[1]} token ids "
+                    f"({type(error).__name__}: {error}): pass the positions that it can read with "
+                    "context=, or the token ids that it knows with vocab_size="
+                ) from error
+            if observation.attention is not None:
+                attention_calls = len(observation.attention)
+        return cls(root=root, model=model, stimuli=stimuli, attention_calls=attention_calls)
+
+    def measure(self, probes: Sequence[Probe], moment: Moment) -> Measurement:
+        """All probes; what raises becomes a failure of the probes that needed it."""
+        wanted = _wanted(probes, self.stimuli)
+        observations: dict[str, Observation] = {}
+        broken: dict[str, Exception] = {}
+        seconds = dict.fromkeys((probe.spec.name for probe in probes), 0.0)
+        for name, kinds in wanted.items():
+            users = [p.spec.name for p in probes if name in {s for s, _ in p.spec.needs}]
+            begun = time.perf_counter()
+            try:
+                observations[name] = observe(
+                    self.model, self.stimuli[name], **kinds, attention_calls=self.attention_calls
+                )
+            except Exception as error:
+                broken[name] = error
+            for user in users:
+                # A pass that several probes use is shared out between them.
+                seconds[user] += (time.perf_counter() - begun) / len(users)
+        readings, failures = [], []
+        for probe in probes:
+            name, needs = probe.spec.name, {stimulus for stimulus, _ in probe.spec.needs}
+            begun = time.perf_counter()
+            try:
+                for stimulus in needs & broken.keys():
+                    raise broken[stimulus]
+                readings.append(Reading.build(probe.spec, moment, probe.compute(observations)))
+            except Exception as error:
+                failures.append(Failure.of(name, error))
+            seconds[name] += time.perf_counter() - begun
+        return Measurement(
+            moment=moment, readings=tuple(readings), failures=tuple(failures), seconds=seconds
+        )
+
+
+def _wanted(probes: Sequence[Probe], stimuli: Mapping[str, Stimulus]) -> dict[str, dict[str, bool]]:
+    """What to observe on each stimulus, as keywords of `observe`."""
+    wanted: dict[str, dict[str, bool]] = {}
+    for probe in probes:
+        for stimulus, kind in probe.spec.needs:
+            if stimulus in stimuli:
+                wanted.setdefault(stimulus, {})[kind] = True
+    return wanted
+
+
+def _contexts(model: LanguageModel, options: StimulusOptions) -> list[int]:
+    """The contexts to try in turn: the user's, or the longest that is not unreasonable."""
+    if options.context is not None:
+        return [options.context]
+    known = (model.max_context, _text_length(options.text), _DEFAULT_CONTEXT)
+    longest = min(length for length in known if length is not None)
+    # Rows of training data often hold inputs and targets in one: a position more than is read.
+    return [longest, longest - 1] if model.max_context is None else [longest]
+
+
+def _text_length(text: object) -> int | None:
+    return text.shape[-1] if isinstance(text, Tensor) and text.ndim else None
+
+
+def _build_stimuli(
+    model: LanguageModel, options: StimulusOptions, context: int
+) -> dict[str, Stimulus]:
+    if model.max_context is not None and context > model.max_context:
+        raise ValueError(
+            f"context={context} is longer than the {model.max_context} positions that "
+            f"{type(model.module).__name__} can read: pass at most context={model.max_context}"
+        )
+    stimuli = {
+        "repeated": repeated(
+            vocab_size=model.vocab_size,
+            sequences=options.sequences,
+            context=context,
+            bos=model.bos,
+            seed=options.seed,
+        )
+    }
+    if options.text is not None:
+        tokens = check_text(options.text, vocab_size=model.vocab_size, context=context)
+        tokens = windows(tokens, context=context, sequences=options.sequences)
+        stimuli["text"] = text_stimulus(tokens)
+        stimuli["text_tail"] = text_tail(stimuli["text"])
+    return stimuli

@@ -1,0 +1,68 @@
+"""Running a model in the middle of its training without leaving a trace."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Inside, `model` is in evaluation mode, without gradients, autocast or compilation; afterwards
+    everything is as it was: every submodule's mode, attributes and buffers, the random streams of
+    Python, NumPy and torch (CPU and CUDA), the gradient mode and autocast.
+
+    Modes are set one by one: `model.eval()` would run whatever a user's `train()` override does.
+    `no_grad` and not `inference_mode`, since modules may lazily keep a tensor that training uses
+    later.
+    """
+    modules = list(model.modules())
+    attributes = [dict(vars(module)) for module in modules]
+    buffers = [dict(module._buffers) for module in modules]
+    contents = {
+        id(buffer): (buffer, buffer._version, buffer.detach().clone())
+        for named in buffers
+        for buffer in named.values()
+        if buffer is not None
+    }
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=_cuda_devices()))
+        stack.enter_context(torch.no_grad())
+        for device_type in {"cpu"} | {p.device.type for p in model.parameters()}:
+            stack.enter_context(torch.autocast(device_type, enabled=False))
+        # Nothing was compiled where dynamo was never imported, and importing it takes a second.
+        if "torch._dynamo" in sys.modules:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        try:
+            for module in modules:
+                module.training = False
+            yield
+        finally:
+            for module, attribute, buffer in zip(modules, attributes, buffers, strict=True):
+                _restore(vars(module), attribute)
+                _restore(module._buffers, buffer)
+            for kept, version, content in contents.values():
+                if kept._version != version:
+                    kept.copy_(content)
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
+
+
+def _restore(current: dict[str, Any], saved: dict[str, Any]) -> None:
+    for name in current.keys() - saved.keys():
+        del current[name]
+    for name, value in saved.items():
+        if current.get(name) is not value:
+            current[name] = value
+
+
+def _cuda_devices() -> list[int]:
+    return list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
