@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint format bench picture clean
+.PHONY: demo test lint format bench docs picture clean
 
 demo: $(READY)
 	$(BIN)/phasewatch demo $(ARGS)
@@ -25,7 +25,10 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 bench: $(READY)
-	$(BIN)/python -m tests.benchmarks
+	$(BIN)/python -m tests.benchmarks $(ARGS)
+
+docs: $(READY)
+	$(BIN)/python docs/tables.py
 
 picture: $(READY)
 	$(BIN)/python docs/picture.py $(ARGS)

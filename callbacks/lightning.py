@@ -18,7 +18,7 @@ from callbacks.tokens import tokens_in, tokens_of_loader
 from monitor.measure import Monitor
 from monitor.probes import select
 from monitor.record import check_run_name
-from monitor.sinks import Sink
+from monitor.sinks import Sink, check_root
 from monitor.untouched import untouched
 
 _log = logging.getLogger("phasewatch")
@@ -101,7 +101,7 @@ class TrainingDynamics(*_callback_classes()):  # type: ignore[misc]  # the bases
                 "text= needs token ids as an integer tensor [sequence, position] or a DataLoader "
                 f"of them; got {type(text).__name__}"
             )
-        self._root = root
+        self._root = Path(root)
         self._run = run
         self._text = text
         self._schedule = Schedule.of(schedule)
@@ -138,13 +138,15 @@ class TrainingDynamics(*_callback_classes()):  # type: ignore[misc]  # the bases
         self._resumed = state_dict
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Refuses what cannot be measured."""
+        """Refuses what cannot be measured, or could not be written."""
         strategy = type(trainer.strategy).__name__
         if stage == "fit" and strategy in _SHARDED:
             raise ValueError(
                 f"TrainingDynamics cannot measure under {strategy}: no process holds the whole "
                 "model; expected a single device or DDP"
             )
+        if stage == "fit" and trainer.is_global_zero and not trainer.fast_dev_run:
+            check_root(self._root)
 
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int

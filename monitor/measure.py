@@ -142,7 +142,8 @@ class Monitor:
             _log.info("run %s goes on with the stimuli stored with it", self.run)
         if self._store is not None:
             self._begin_attempt(self._store, subject, after, new_stimuli=stored is None)
-            self._sinks.append(self._store)
+            # First of all: what another sink has shown should be found on disk.
+            self._sinks.insert(0, self._store)
         self._serve(type(found.module).__name__)
         self._subject = subject
         return subject

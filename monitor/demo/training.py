@@ -43,7 +43,7 @@ def run(*, steps: int, seed: int, root: Path, port: int) -> None:
         root,
         run=name,
         text=_windows(text.held_out, context, stride=context),
-        schedule=_MEASURED_EVERY,
+        schedule=[*range(0, steps, _MEASURED_EVERY), steps],
         metrics_port=port,
         seed=seed,
         sequences=_SEQUENCES,

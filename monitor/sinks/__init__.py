@@ -6,10 +6,10 @@ from typing import Protocol
 
 from monitor.record import Measurement
 from monitor.sinks.memory import MemorySink
-from monitor.sinks.parquet import ParquetSink
+from monitor.sinks.parquet import ParquetSink, check_root
 from monitor.sinks.prometheus import PrometheusSink
 
-__all__ = ["MemorySink", "ParquetSink", "PrometheusSink", "Sink"]
+__all__ = ["MemorySink", "ParquetSink", "PrometheusSink", "Sink", "check_root"]
 
 
 class Sink(Protocol):

@@ -40,7 +40,7 @@ class ParquetSink:
         self.root = Path(root)
         self.run = check_run_name(run)
         self._waiting: deque[tuple[str, int, pa.Table]] = deque(maxlen=_MOST_WAITING)
-        self._check_root()
+        check_root(self.root)
 
     def write(self, measurement: Measurement) -> None:
         """Writes every reading, and the failures, to their tables.
@@ -128,26 +128,31 @@ class ParquetSink:
             shutil.copy2(path, aside)
         _sync_folder(folder)
 
-    def _check_root(self) -> None:
-        try:
-            _make_folder(self.root)
-            if foreign := foreign_file(self.root):
-                raise ValueError(
-                    f"root {self.root} holds Parquet files that phasewatch did not write, such as "
-                    f"{foreign}: choose an empty folder, or one that phasewatch made, with root="
-                )
-            probe = self.root / f".{os.getpid()}.tmp"
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise type(error)(
-                error.errno,
-                f"root {self.root} cannot be written ({error.strerror}): "
-                "choose a folder that can with root=",
-            ) from error
+
+def check_root(root: Path) -> None:
+    """Makes the folder `root` if need be.
+
+    Raises `OSError` where it cannot be written, and `ValueError` where it holds somebody else's
+    Parquet files.
+    """
+    try:
+        _make_folder(root)
+        if foreign := _foreign_file(root):
+            raise ValueError(
+                f"root {root} holds Parquet files that phasewatch did not write, such as "
+                f"{foreign}: choose an empty folder, or one that phasewatch made, with root="
+            )
+        trial = root / f".{os.getpid()}.tmp"
+        trial.touch()
+        trial.unlink()
+    except OSError as error:
+        raise type(error)(
+            error.errno,
+            f"root {root} cannot be written ({error.strerror}): choose another folder with root=",
+        ) from error
 
 
-def foreign_file(root: Path) -> Path | None:
+def _foreign_file(root: Path) -> Path | None:
     """A Parquet file in or under `root` that phasewatch did not write, or None.
 
     One file a table and run is looked at: enough to tell a folder of somebody else's.

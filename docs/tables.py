@@ -1,0 +1,76 @@
+"""Writes docs/tables.md from the probes' declarations: `make docs`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from monitor.probes import PROBES
+from monitor.record import Field, ProbeSpec
+
+PAGE = Path(__file__).with_name("tables.md")
+
+_INTRODUCTION = """\
+# Tables and metrics
+
+Generated from the probes' declarations by `make docs`.
+
+Every table has the columns `run` (from the folder's name), `step`, `tokens`, `time` and `attempt`,
+then the dimensions, then for each field the value, `<field>_stderr` (its standard error over
+sequences) and `<field>_null` (what it would be without structure), then `n` (the number of
+independent sequences) and `validity` (`ok`, or why the row cannot be interpreted). Every column of
+a field is also a metric, named as below, except for fields per position.
+"""
+
+_RECORDS = """\
+## Records beside the probes
+
+- `attempts`: a row for each start of a run: `attempt`, `started`, `resumed_from` (the step of the
+  checkpoint), `seed`, `parameters` (their number), `host`, `revision` (of the code in the working
+  folder), `versions` and `config` (JSON).
+- `stimuli`: a row for each sequence on which is measured: `stimulus`, `sequence`, `period` (-1: not
+  repeated) and `token_ids`.
+- `failures`: a row for each probe or sink that raised: `step`, `tokens`, `time`, `attempt`, `part`,
+  `error` and `traceback`.
+
+| metric | what it is |
+|---|---|
+| `phasewatch_run_info` | 1, with the run, the attempt and the model in its labels |
+| `phasewatch_step`, `phasewatch_tokens` | where training was at the latest measurement |
+| `phasewatch_last_measurement_timestamp_seconds` | when that was |
+| `phasewatch_probe_duration_seconds` | what each probe cost, by `probe` |
+| `phasewatch_failures_total` | what raised, by `part` |
+| `phasewatch_series_dropped_total` | series left out of the metrics for the series budget |
+| `phasewatch_<table>_not_interpretable` | rows whose `validity` is not `ok` |
+| `phasewatch_<table>_<field>_layer_max`, `…_layer_mean` | over the heads of each layer |
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    return "\n".join([_INTRODUCTION, *(_table(probe.spec) for probe in PROBES), _RECORDS])
+
+
+def _table(spec: ProbeSpec) -> str:
+    dims = ", ".join(f"`{dim.name}`" for dim in spec.dims) or "none: one row a measurement"
+    lines = [
+        f"## `{spec.name}`",
+        "",
+        f"{spec.help} Source: {spec.source}. Dimensions: {dims}.",
+        "",
+        "| field | metric | what it is | null | what fools it |",
+        "|---|---|---|---|---|",
+        *(_row(spec, field) for field in spec.fields),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _row(spec: ProbeSpec, field: Field) -> str:
+    unit = f" ({field.unit})" if field.unit else ""
+    metric = "none: a list" if field.per_position else f"`{spec.metric(field.name)}`"
+    cells = (f"`{field.name}`", metric, field.help + unit, field.null or "none", field.fooled_by)
+    return "| " + " | ".join(cells) + " |"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())

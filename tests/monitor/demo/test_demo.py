@@ -1,0 +1,126 @@
+"""The demo as a user runs it: what it shows, tells and leaves behind, also when broken off."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import monitor
+from monitor.demo import corpus
+
+COMMAND = [sys.executable, "-c", "from monitor.cli import app; app()", "demo", "--port", "0"]
+
+
+def test_induction_heads_form_after_the_previous_token_head_and_it_says_so(tmp_path):
+    done = subprocess.run(
+        [*COMMAND, "--seed", "1", "--root", str(tmp_path)],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    best = (
+        monitor.read(tmp_path, "induction")
+        .groupby("step")[["previous_token", "prefix_matching"]]
+        .max()
+    )
+    null = monitor.read(tmp_path, "induction")["prefix_matching_null"].max()
+    assert best["prefix_matching"].iloc[0] < null + 0.01
+    assert best["prefix_matching"].iloc[-1] > 0.4
+    formed = best.gt(0.4).idxmax()
+    assert formed["previous_token"] < formed["prefix_matching"]
+    score = monitor.read(tmp_path, "in_context").iloc[-1]
+    assert score["paired_score"] + 1.96 * score["paired_score_stderr"] < 0
+    told = " ".join(done.stdout.split())
+    assert f"to pass 0.4, at step {formed['prefix_matching']}" in told
+    assert f"to pass 0.4, at step {formed['previous_token']}" in told
+    query = re.search(r"^monitor\.read\(.*?\)", done.stdout, flags=re.MULTILINE).group()
+    assert len(eval(query, {"monitor": monitor})) == 6 * 81
+
+
+@pytest.mark.parametrize("after", ["reading", "step    20"])
+def test_breaking_it_off_leaves_what_was_measured_and_no_traceback(tmp_path, after):
+    process = subprocess.Popen(
+        [*COMMAND, "--root", str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        bufsize=1,
+    )
+    seen = ""
+    while after not in seen:
+        line = process.stdout.readline()
+        assert line, f"it ended before it said {after!r}: {seen}"
+        seen += line
+    process.send_signal(signal.SIGINT)
+    seen += process.communicate(timeout=60)[0]
+    assert "Traceback" not in seen
+    if after == "reading":
+        assert process.returncode == 130
+        assert "Stopped before training began" in seen
+    else:
+        assert process.returncode == 0
+        assert set(monitor.read(tmp_path, "induction")["step"]) >= {0, 20}
+        assert "No head's prefix-matching score passed 0.4" in " ".join(seen.split())
+
+
+def test_a_terminal_shows_a_live_view(tmp_path):
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [*COMMAND, "--root", str(tmp_path), "--steps", "60"],
+        stdout=theirs,
+        stderr=theirs,
+        env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30"},
+    )
+    os.close(theirs)
+    shown = b""
+    until = time.monotonic() + 120
+    while time.monotonic() < until:
+        try:
+            shown += os.read(ours, 65_536)
+        except OSError:  # the other end is closed
+            break
+    os.close(ours)
+    assert process.wait(timeout=60) == 0
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode(errors="replace"))
+    for part in ("60/60", "best induction head", "in-context score", "/metrics", "▁"):
+        assert part in text
+
+
+def test_bad_options_are_refused_with_a_sentence(tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    done = subprocess.run(
+        [*COMMAND, "--root", str(file), "--steps", "5"],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1
+    assert "cannot be written" in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+
+
+def test_the_corpus_is_the_same_every_time_and_split_by_file():
+    first, second = corpus.load(), corpus.load()
+    assert first.train.equal(second.train)
+    assert first.held_out.equal(second.held_out)
+    assert len(first.train) > 5 * len(first.held_out) > 0
+    assert int(first.train.max()) < 512
+    assert "def " in first.tokenizer.decode(first.train[:5_000].tolist())
+
+
+def test_a_python_without_its_source_is_told_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus.sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
+    with pytest.raises(RuntimeError, match="found 0 source files"):
+        corpus.load()

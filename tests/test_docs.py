@@ -1,0 +1,81 @@
+"""The docs are true: the README's Python runs, its file tree exists, generated pages are fresh."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader
+from typer.testing import CliRunner
+
+from monitor.cli import app
+from monitor.demo.model import AttentionOnly
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+class Module(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = AttentionOnly(vocab_size=64, context=64, width=24)
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self.net(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters())
+
+
+@pytest.mark.filterwarnings("ignore:.*")  # the trainer's own advice on workers and logging
+def test_every_python_block_of_the_readme_runs_in_order(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    tokens = torch.randint(0, 64, (80, 64))
+    module = Module()
+    names = {
+        "my_module": module,
+        "my_data": DataLoader(tokens, batch_size=4),
+        "held_out_tokens": tokens,
+        "batches": range(201),
+        "train_on": lambda batch: None,
+        "model": module.net,
+    }
+    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert len(blocks) == 4
+    for block in blocks:
+        exec(block.replace("max_steps=1000", "max_steps=2, accelerator='cpu'"), names)
+    assert set(names["heads"]["step"]) >= {0, 1, 2, 100, 200}
+    assert names["best"].fetchall()
+    assert len(names["tables"]["induction"]) == 6
+
+
+def test_the_file_tree_of_the_readme_is_the_file_tree():
+    tree = README.split("Prometheus\n\n    monitor/")[1].split("\n\n")[0]
+    named = set(re.findall(r"^\s+([a-z_]+(?:\.py|/))", tree, flags=re.MULTILINE))
+    monitor = ROOT / "monitor"
+    there = {path.name for path in monitor.glob("*.py")} - {"__init__.py"}
+    there |= {f"{path.parent.name}/" for path in monitor.glob("*/__init__.py")}
+    assert there <= named
+
+
+def test_the_commands_of_the_readme_exist():
+    targets = set(re.findall(r"^make (\w+)", README, flags=re.MULTILINE))
+    makefile = (ROOT / "Makefile").read_text()
+    assert targets == {"demo", "test"}
+    assert all(re.search(rf"^{target}:", makefile, flags=re.MULTILINE) for target in targets)
+    shown = CliRunner().invoke(app, ["demo", "--help"], env={"COLUMNS": "100"})
+    assert shown.exit_code == 0
+    assert all(option in shown.output for option in ("--steps", "--seed", "--root", "--port"))
+
+
+def test_the_tables_page_is_fresh():
+    found = importlib.util.spec_from_file_location("tables", ROOT / "docs" / "tables.py")
+    tables = importlib.util.module_from_spec(found)
+    found.loader.exec_module(tables)
+    assert tables.page() == tables.PAGE.read_text(), "docs/tables.md is stale: run make docs"
