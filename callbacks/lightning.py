@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import logging
+import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,11 +16,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from callbacks.schedule import Schedule
-from callbacks.tokens import tokens_in, tokens_of_loader
+from callbacks.tokens import count_tokens, tokens_in, tokens_of_loader
+from monitor.anatomy import LanguageModel, find_language_model
 from monitor.measure import Monitor
 from monitor.probes import select
 from monitor.record import check_run_name
-from monitor.sinks import Sink, check_root
+from monitor.sinks import Sink, check_port, check_root
+from monitor.stimuli import SHORTEST_CONTEXT, check_text
 from monitor.untouched import untouched
 
 _log = logging.getLogger("phasewatch")
@@ -69,6 +73,7 @@ class TrainingDynamics(*_callback_classes()):  # type: ignore[misc]  # the bases
         NotALanguageModelError: none, or several, were found: before the first training step.
         NoAttentionError: attention was asked for and the model showed none: likewise.
 
+    A checkpoint of weights alone that is saved by hand is not noticed: Lightning tells no callback.
     With several processes (DDP) the first one measures. Strategies that shard the model are
     refused.
     Under `fast_dev_run` everything is measured and nothing is written or served.
@@ -94,13 +99,9 @@ class TrainingDynamics(*_callback_classes()):  # type: ignore[misc]  # the bases
         select(probes)
         if run is not None:
             check_run_name(run)
-        if metrics_port is not None and not 0 <= metrics_port <= 65_535:
-            raise ValueError(f"metrics_port={metrics_port}: expected 0 to 65535, or None")
-        if text is not None and not isinstance(text, Tensor | DataLoader):
-            raise TypeError(
-                "text= needs token ids as an integer tensor [sequence, position] or a DataLoader "
-                f"of them; got {type(text).__name__}"
-            )
+        check_port(metrics_port)
+        if text is not None and not isinstance(text, DataLoader):
+            check_text(text)
         self._root = Path(root)
         self._run = run
         self._text = text
@@ -118,9 +119,11 @@ class TrainingDynamics(*_callback_classes()):  # type: ignore[misc]  # the bases
         }
         self._port = metrics_port
         self._monitor: Monitor | None = None
+        self._language_model = nn.Module()
         self._resumed: Mapping[str, Any] | None = None
         self._tokens: int | None = 0
         self._measured_step: int | None = None
+        self._seen_step = -1
 
     @property
     def monitor(self) -> Monitor | None:
@@ -157,37 +160,40 @@ class TrainingDynamics(*_callback_classes()):  # type: ignore[misc]  # the bases
         if self._monitor is None:
             self._begin(trainer, pl_module, batch)
         elif self._saved_without_state(trainer):
-            self._measure(trainer, pl_module)
+            self._measure(trainer)
+        # Counted now: other callbacks may save a checkpoint as soon as the batch has ended.
+        tokens = count_tokens(batch)
+        if tokens is None or self._tokens is None:
+            self._tokens = None
+        else:
+            self._tokens += tokens * trainer.world_size
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Counts the tokens, and measures where the schedule says so."""
-        if self._monitor is None:
-            return
-        tokens = tokens_in(batch)
-        if tokens is None:
-            self._tokens = None
-        elif self._tokens is not None:
-            self._tokens += tokens.numel() * trainer.world_size
-        if self._schedule.due(trainer.global_step):
-            self._measure(trainer, pl_module)
+        """Measures where the schedule says so."""
+        # Steps may be passed over: several optimizers take several at a time.
+        if self._schedule.due(trainer.global_step, since=self._seen_step):
+            self._measure(trainer)
+        self._seen_step = trainer.global_step
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: Any) -> None:
         """Measures what is being saved."""
-        self._measure(trainer, pl_module)
+        self._measure(trainer)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Sees what was saved after the last step."""
         if self._saved_without_state(trainer):
-            self._measure(trainer, pl_module)
+            self._measure(trainer)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Ends the attempt."""
         self._end()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Ends the attempt, so that a run that is broken off can be read."""
+        """Ends the attempt; before that it measures what a checkpoint callback is about to save."""
+        if any(getattr(c, "save_on_exception", False) for c in trainer.checkpoint_callbacks):
+            self._measure(trainer)
         self._end()
 
     def _begin(self, trainer: Any, pl_module: Any, batch: Any) -> None:
@@ -195,9 +201,12 @@ class TrainingDynamics(*_callback_classes()):  # type: ignore[misc]  # the bases
         resumed = self._resumed if step > 0 else None
         dry = bool(trainer.fast_dev_run)
         if not dry:
-            self._schedule.check_fires(step, trainer.estimated_stepping_batches)
+            self._schedule.check_fires(_last_step(trainer))
         run = self._run or (resumed or {}).get("run")
-        text, source = self._find_text(trainer, pl_module, batch)
+        model = find_language_model(
+            self._named_module(pl_module), vocab_size=self._arguments["vocab_size"]
+        )
+        text, source = self._find_text(trainer, model, batch)
         monitor = Monitor(
             None if dry else self._root,
             run=run,
@@ -214,12 +223,13 @@ class TrainingDynamics(*_callback_classes()):  # type: ignore[misc]  # the bases
             },
             **self._arguments,
         )
-        monitor.prepare(self._language_model(pl_module), step)
-        self._monitor = monitor
-        self._tokens = (resumed or {}).get("tokens", 0)
+        monitor.prepare(model.module, step)
+        self._monitor, self._language_model = monitor, model.module
+        self._tokens = resumed["tokens"] if resumed else (0 if step == 0 else None)
         self._measured_step = step if resumed else None
-        if self._schedule.due(step):
-            self._measure(trainer, pl_module)
+        self._seen_step = step
+        if self._schedule.due(step, since=step - 1):
+            self._measure(trainer)
 
     def _end(self) -> None:
         if self._monitor is not None:
@@ -227,14 +237,16 @@ class TrainingDynamics(*_callback_classes()):  # type: ignore[misc]  # the bases
             self._monitor.close()
             self._monitor = None
 
-    def _measure(self, trainer: Any, pl_module: Any) -> None:
+    def _measure(self, trainer: Any) -> None:
         """Measures, once for each step."""
         if self._monitor is not None and self._measured_step != trainer.global_step:
             self._measured_step = trainer.global_step
-            model = self._language_model(pl_module)
-            self._monitor.measure(model, step=trainer.global_step, tokens=self._tokens)
+            self._monitor.measure(
+                self._language_model, step=trainer.global_step, tokens=self._tokens
+            )
 
-    def _language_model(self, pl_module: Any) -> nn.Module:
+    def _named_module(self, pl_module: Any) -> nn.Module:
+        """What the user named to be looked into."""
         if self._model is None:
             found = pl_module
         elif isinstance(self._model, str):
@@ -252,11 +264,13 @@ class TrainingDynamics(*_callback_classes()):  # type: ignore[misc]  # the bases
             raise TypeError(f"model={self._model!r} gave {type(found).__name__}, not a module")
         return found
 
-    def _find_text(self, trainer: Any, pl_module: Any, batch: Any) -> tuple[Tensor | None, str]:
+    def _find_text(
+        self, trainer: Any, model: LanguageModel, batch: Any
+    ) -> tuple[Tensor | None, str]:
         """Held-out token ids, and where they are from."""
         if isinstance(self._text, Tensor):
             return self._text, "text="
-        with untouched(pl_module):
+        with untouched(model.module):
             if self._text is not None:
                 tokens = tokens_of_loader(self._text, sequences=self._sequences)
                 if tokens is None:
@@ -268,18 +282,30 @@ class TrainingDynamics(*_callback_classes()):  # type: ignore[misc]  # the bases
                     )
                 return tokens, "text="
             for loader in _flat(trainer.val_dataloaders):
-                tokens = tokens_of_loader(loader, sequences=self._sequences)
+                take = functools.partial(tokens_of_loader, loader, sequences=self._sequences)
+                tokens = self._usable(take, model)
                 if tokens is not None:
                     return tokens, "validation data"
-        tokens = tokens_in(batch)
-        if tokens is None or len(tokens) == 0:
-            _log.warning(
-                "no token ids found in the validation data or in a training batch (%s): measuring "
-                "without held-out text; pass token ids [sequence, position] with text=",
-                type(batch).__name__,
-            )
-            return None, "none"
-        return tokens, "first training batch"
+        tokens = self._usable(functools.partial(tokens_in, batch), model)
+        if tokens is not None:
+            return tokens, "first training batch"
+        _log.warning(
+            "no token ids found in the validation data or in a training batch (%s): measuring "
+            "without held-out text; pass token ids [sequence, position] with text=",
+            type(batch).__name__,
+        )
+        return None, "none"
+
+    def _usable(self, take: Callable[[], Tensor | None], model: LanguageModel) -> Tensor | None:
+        """What `take` finds where it can serve as text: data may hold matrices of other things."""
+        try:
+            tokens = take()
+            if tokens is None or tokens.shape[1] < (self._arguments["context"] or SHORTEST_CONTEXT):
+                return None
+            return check_text(tokens, vocab_size=model.vocab_size)
+        except Exception as error:
+            _log.info("no text in data where it was looked for: %s", error)
+            return None
 
     @staticmethod
     def _saved_without_state(trainer: Any) -> bool:
@@ -288,6 +314,16 @@ class TrainingDynamics(*_callback_classes()):  # type: ignore[misc]  # the bases
             getattr(callback, "_last_global_step_saved", None) == trainer.global_step > 0
             for callback in trainer.checkpoint_callbacks
         )
+
+
+def _last_step(trainer: Any) -> float:
+    """The step at which training ends, as far as the trainer can say."""
+    try:
+        last = float(trainer.estimated_stepping_batches)
+    except Exception:  # it knows no answer for some ways of accumulating gradients
+        return math.inf
+    # It says -1 for data without a length.
+    return last if last >= 0 else math.inf
 
 
 def _flat(loaders: Any) -> list[Any]:

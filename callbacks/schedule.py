@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -33,21 +34,28 @@ class Schedule:
                 return cls(steps=frozenset(steps))
         raise ValueError(f"schedule={wanted!r} never fires: {expected}")
 
-    def due(self, step: int) -> bool:
-        """Whether to measure at `step`."""
-        by_number = self.every is not None and step > self.after and step % self.every == 0
-        return step in self.steps or by_number
+    def __str__(self) -> str:
+        parts = []
+        if self.steps:
+            parts.append(f"at {', '.join(map(str, sorted(self.steps)))}")
+        if self.every is not None:
+            after = f" beyond {self.after}" if self.after >= 0 else ""
+            parts.append(f"every {self.every} steps{after}")
+        return " and ".join(parts)
 
-    def check_fires(self, first: int, last: float) -> None:
-        """Raises `ValueError` where nothing is due after step `first` and up to `last`."""
-        at_steps = any(first < step <= last for step in self.steps)
-        if self.every is None:
-            at_number = False
-        else:
-            following = max(first, self.after) // self.every * self.every + self.every
-            at_number = following <= last
-        if not at_steps and not at_number:
+    def due(self, step: int, since: int) -> bool:
+        """Whether anything is due after step `since` and up to `step`."""
+        at_step = any(since < planned <= step for planned in self.steps)
+        return at_step or self._next_multiple(max(since, self.after)) <= step
+
+    def check_fires(self, last: float) -> None:
+        """Raises `ValueError` where nothing is due up to step `last`, step 0 of multiples aside."""
+        at_step = any(planned <= last for planned in self.steps)
+        if not at_step and self._next_multiple(max(0, self.after)) > last:
             raise ValueError(
-                f"schedule never fires in this training, which goes from step {first} to "
-                f"{last:.0f}: {self}; pass a smaller schedule="
+                f"schedule ({self}) never fires in this training, which ends at step {last:.0f}: "
+                "pass a smaller schedule="
             )
+
+    def _next_multiple(self, step: int) -> float:
+        return math.inf if self.every is None else (step // self.every + 1) * self.every

@@ -34,6 +34,14 @@ def tokens_in(batch: Any) -> Tensor | None:
     return None
 
 
+def count_tokens(batch: Any) -> int | None:
+    """How many token ids a batch holds, padding left out where a mask shows it; None: unknown."""
+    if isinstance(batch, Mapping) and isinstance(mask := batch.get("attention_mask"), Tensor):
+        return int(mask.sum())
+    tokens = tokens_in(batch)
+    return None if tokens is None else tokens.numel()
+
+
 def tokens_of_loader(loader: Any, *, sequences: int) -> Tensor | None:
     """At most `sequences` examples spread over a loader's data set, or None.
 

@@ -79,6 +79,8 @@ def find_language_model(root: nn.Module, *, vocab_size: int | None = None) -> La
     Raises `TypeError` where `root` is no module, `NotALanguageModelError` where none or several are
     found, and `ValueError` where `vocab_size` is larger than the model's own.
     """
+    if vocab_size is not None and (type(vocab_size) is not int or vocab_size < 2):
+        raise ValueError(f"vocab_size={vocab_size!r}: expected a whole number of at least 2")
     if not isinstance(root, nn.Module):
         raise TypeError(
             f"model: expected a torch.nn.Module that maps token ids to logits; "

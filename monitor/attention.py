@@ -81,7 +81,7 @@ class LayerAttention:
 class SelfAttention:
     """The arguments of one `scaled_dot_product_attention` over a whole stimulus, made uniform.
 
-    `bias` is added to the scores and hides keys where it is very low; it is None where `is_causal`
+    `bias` is added to the scores and hides keys where it is -inf; it is None where `is_causal`
     says it all, or every key is in view.
     """
 
@@ -117,7 +117,7 @@ class SelfAttention:
             query, key, value = (t.unflatten(0, (batch, -1)) for t in (query, key, value))
         if query.ndim != 4 or len(query) != batch:
             return None
-        bias = None if attn_mask is None else _bias(attn_mask)
+        bias = None if attn_mask is None else _bias(attn_mask, positions)
         if bias is not None and _only_causal(bias):
             bias, is_causal = None, True
         return cls(
@@ -186,7 +186,7 @@ class SelfAttention:
             rows = slice(start, min(start + size, positions))
             scores = self.query[:, :, rows].float() @ keys * self.scale
             if self.bias is not None:
-                scores += self.bias.expand(-1, -1, positions, -1)[:, :, rows]
+                scores += self.bias[:, :, rows]
             if self.is_causal:
                 later = torch.ones_like(scores[0, 0], dtype=torch.bool).triu(start + 1)
                 scores.masked_fill_(later, -math.inf)
@@ -223,7 +223,7 @@ class SelfAttention:
     def _view(self) -> _View:
         batch, _, positions, _ = self.query.shape
         if self.bias is not None:
-            in_view = self.bias > _HIDDEN
+            in_view = self.bias > -math.inf
             if self.is_causal:
                 in_view = in_view.tril()
             length = in_view.sum(-1).clamp(min=1)
@@ -244,14 +244,7 @@ class _View:
     row_length: Int[Tensor, "#batch #head query"]
     causal: bool
 
-    def uniform(
-        self, target: AttentionTarget
-    ) -> Float[
-        Tensor,
-        (
-            batch  # head
-        ),
-    ]:
+    def uniform(self, target: AttentionTarget) -> Float[Tensor, "batch #head"]:
         """The mass on the target if every query attended equally to all keys in its view."""
         length = self.row_length.expand(self.batch, -1, -1)[target.sequence, :, target.query]
         weights = 1 / length
@@ -265,21 +258,18 @@ class _View:
 
 def _weights(scores: Tensor, log_sum_exp: Tensor) -> Tensor:
     """exp(s - L); no attention at all, and not NaN, in a row whose every key is hidden."""
-    return (scores - log_sum_exp).exp().where(log_sum_exp > -math.inf, 0.0)
+    return (scores - log_sum_exp).exp().where(log_sum_exp != -math.inf, 0.0)
 
 
-def _bias(mask: Tensor) -> Float[Tensor, "#batch #head query key"]:
-    """What a mask adds to the scores: its own values, or -inf where a boolean one is False."""
-    mask = mask[(None,) * (4 - mask.ndim)]
+def _bias(mask: Tensor, positions: int) -> Float[Tensor, "#batch #head query key"]:
+    """What a mask adds to the scores: -inf where it hides a key, else its own value, if any."""
+    mask = mask[(None,) * (4 - mask.ndim)].expand(-1, -1, positions, positions)
     if mask.dtype == torch.bool:
         return torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, -math.inf)
-    return mask.float()
+    return mask.float().masked_fill(mask <= _HIDDEN, -math.inf)
 
 
 def _only_causal(bias: Float[Tensor, "#batch #head query key"]) -> bool:
     """Whether a bias does no more than to hide later keys."""
-    if bias.shape[-2] != bias.shape[-1]:
-        return False
     earlier = torch.ones_like(bias[0, 0], dtype=torch.bool).tril()
-    hides_later = (bias <= _HIDDEN) | earlier
-    return bool((hides_later & ((bias == 0) | ~earlier)).all())
+    return bool(((bias == 0) & earlier | (bias == -math.inf) & ~earlier).all())

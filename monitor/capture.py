@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,8 @@ from monitor.anatomy import LanguageModel, layer_numbers
 from monitor.attention import LayerAttention, SelfAttention
 from monitor.stimuli import Stimulus
 from monitor.untouched import untouched
+
+_ATTENTION = F.scaled_dot_product_attention
 
 # Logits of this size are held at a time.
 _LOGIT_BYTES = 64 * 2**20
@@ -105,16 +108,23 @@ class _AttentionWatch(TorchFunctionMode):
         self, func: Any, types: Iterable[type], args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is not F.scaled_dot_product_attention:
-            return func(*args, **kwargs)
+        if func is _ATTENTION:
+            return self._see(*args, **kwargs)
+        if func is F.multi_head_attention_forward:
+            # What it calls in turn no mode sees.
+            with mock.patch.object(F, "scaled_dot_product_attention", self._see):
+                return func(*args, **kwargs)
+        return func(*args, **kwargs)
+
+    def _see(self, *args: Any, **kwargs: Any) -> Tensor:
         call = SelfAttention.of(self._stimulus.tokens.shape, *args, **kwargs)
         if call is None:
-            return func(*args, **kwargs)
+            return _ATTENTION(*args, **kwargs)
         attention, output = call.reduce(self._stimulus)
         self.seen.append((self._path(), attention))
         if len(self.seen) == self._stop_after:
             raise _SeenEnough
-        return func(*args, **kwargs) if output is None else output
+        return _ATTENTION(*args, **kwargs) if output is None else output
 
 
 def _attend(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def pooled_mean(
-    total: Float[Tensor, batch * estimated], count: Num[Tensor, " batch"]
+    total: Float[Tensor, "batch *estimated"], count: Num[Tensor, " batch"]
 ) -> tuple[Float[Tensor, "*estimated"], Float[Tensor, "*estimated"]]:
     """Mean over all samples of all sequences, and its standard error over sequences.
 

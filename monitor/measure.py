@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import operator
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ from monitor.anatomy import find_language_model
 from monitor.attempt import attempt_row, new_run_name
 from monitor.probes import select
 from monitor.record import MOMENT, Failure, Measurement, Moment, check_run_name
-from monitor.sinks import ParquetSink, PrometheusSink, Sink
+from monitor.sinks import ParquetSink, PrometheusSink, Sink, check_port
 from monitor.stimuli import stimuli_from_arrow, stimuli_to_arrow
 from monitor.subject import StimulusOptions, Subject
 
@@ -106,7 +107,8 @@ class Monitor:
         sinks: Sequence[Sink] = (),
         config: Mapping[str, Any] | None = None,
     ) -> None:
-        self.run = check_run_name(run or new_run_name())
+        self.run = check_run_name(new_run_name() if run is None else run)
+        check_port(metrics_port)
         self.attempt = 1
         self._probes = select(probes)
         self._options = StimulusOptions(text=text, context=context, sequences=sequences, seed=seed)
@@ -165,13 +167,7 @@ class Monitor:
             measurement = subject.measure(self._probes, moment)
         except Exception as error:
             measurement = measurement.with_failure(Failure.of("measure", error))
-        for sink in self._sinks:
-            try:
-                sink.write(measurement)
-            except Exception as error:
-                measurement = measurement.with_failure(Failure.of(type(sink).__name__, error))
-        self._say_once(measurement.failures)
-        return measurement
+        return self._record(measurement)
 
     def close(self) -> None:
         """Writes what still waits to be written, and stops serving. Never raises."""
@@ -179,13 +175,27 @@ class Monitor:
             try:
                 sink.close()
             except Exception as error:
-                self._say_once((Failure.of(type(sink).__name__, error),))
+                _log.warning("%s could not be closed: %s", type(sink).__name__, error)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def _record(self, measurement: Measurement) -> Measurement:
+        before = measurement.failures
+        for sink in self._sinks:
+            try:
+                sink.write(measurement)
+            except Exception as error:
+                measurement = measurement.with_failure(Failure.of(type(sink).__name__, error))
+        if measurement.failures != before and self._store is not None:
+            # What failed itself is on its list of what waits to be written.
+            with contextlib.suppress(Exception):
+                self._store.write(replace(measurement, readings=()))
+        self._say_once(measurement.failures)
+        return measurement
 
     def _begin_attempt(
         self, store: ParquetSink, subject: Subject, after: int, *, new_stimuli: bool

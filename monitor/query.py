@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import duckdb
@@ -45,17 +46,17 @@ def read(root: str | Path, table: str, run: str | None = None) -> pd.DataFrame:
     if run is not None:
         expect_one_of(f"run in {folder}", run, runs)
         runs = [run]
-    # A run may have been recorded with other fields: the columns are those of all of them.
-    newest = [path for name in runs if (path := _newest(folder / f"run={name}")) is not None]
-    stored = [pq.read_schema(path) for path in newest]
-    schema = pa.unify_schemas([one.remove_metadata() for one in stored])
     data = ds.dataset(
-        folder,
+        [str(path) for name in runs for path in sorted((folder / f"run={name}").glob("*.parquet"))],
         format="parquet",
         partitioning=_PARTITION,
-        schema=schema.insert(0, pa.field("run", pa.string())),
+        partition_base_dir=str(folder),
     )
-    frame: pd.DataFrame = data.to_table(filter=ds.field("run").isin(runs)).to_pandas()
+    # Attempts may have recorded different fields: the columns are those of all of them.
+    stored = [fragment.physical_schema for fragment in data.get_fragments()]
+    columns = pa.unify_schemas([schema.remove_metadata() for schema in stored])
+    data = data.replace_schema(columns.insert(0, pa.field("run", pa.string())))
+    frame: pd.DataFrame = data.to_table().to_pandas()
     dims = dict.fromkeys(dim for one in stored for dim in dims_of(one))
     keys = [name for name in ("run", "step", "attempt", *dims) if name in frame]
     return frame.sort_values(keys, kind="stable", ignore_index=True)
@@ -68,14 +69,21 @@ def connect(root: str | Path) -> duckdb.DuckDBPyConnection:
     """
     connection = duckdb.connect()
     for table in tables(root):
-        files = str((Path(root) / table).resolve() / "run=*" / "*.parquet").replace("'", "''")
+        files = _glob_quoted((Path(root) / table).resolve()) + "/run=*/*.parquet"
+        # Not by hive partitions: a folder further up may look like one. The table is one of ours.
         connection.execute(
-            # The table is one of ours and the path is quoted.
-            f"CREATE VIEW \"{table}\" AS SELECT * FROM read_parquet('{files}', "  # noqa: S608
-            "union_by_name=true, hive_partitioning=true, hive_types={'run': VARCHAR})"
+            f"""CREATE VIEW "{table}" AS
+            SELECT regexp_extract(filename, 'run=([^/]*)/[^/]*$', 1) AS run, * EXCLUDE filename
+            FROM read_parquet('{files}', union_by_name=true, filename=true, hive_partitioning=false)
+            """  # noqa: S608
         )
     return connection
 
 
 def _newest(folder: Path) -> Path | None:
     return max(folder.glob("**/*.parquet"), key=lambda path: path.name, default=None)
+
+
+def _glob_quoted(folder: Path) -> str:
+    """The folder's name in a quoted pattern that matches it and nothing else."""
+    return re.sub(r"([*?[])", r"[\1]", folder.as_posix()).replace("'", "''")

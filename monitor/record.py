@@ -32,7 +32,8 @@ MOMENT = {
 }
 
 _IDENTIFIER = re.compile(r"[a-z][a-z0-9_]*")
-_RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+# No longer than the name of a folder may be.
+_RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 
 def _check_identifier(what: str, name: str) -> None:
@@ -103,7 +104,9 @@ class ProbeSpec:
 
     def __post_init__(self) -> None:
         _check_identifier("probe", self.name)
-        columns = [d.name for d in self.dims] + [c for f in self.fields for c in f.columns]
+        columns = ["run", *MOMENT, *(dim.name for dim in self.dims)]
+        columns += [column for field in self.fields for column in field.columns]
+        columns += ["n", "validity"]
         twice = {c for c in columns if columns.count(c) > 1}
         if twice or not self.fields:
             raise ValueError(
@@ -309,7 +312,7 @@ def check_run_name(run: str) -> str:
     if not _RUN_NAME.fullmatch(run):
         raise ValueError(
             f"run name {run!r} cannot be used: expected letters, digits, '.', '_' and '-', "
-            "beginning with a letter or digit (it names a folder); choose another run="
+            "at most 200, beginning with a letter or digit (it names a folder); choose another run="
         )
     return run
 

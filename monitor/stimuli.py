@@ -161,41 +161,45 @@ def text_tail(whole: Stimulus) -> Stimulus:
 
 def windows(
     tokens: Int[Tensor, "sequence position"], *, context: int, sequences: int
-) -> Int[Tensor, "batch position"]:
-    """At most `sequences` windows of `context` positions, spread evenly over all of `tokens`."""
+) -> Int[Tensor, "batch context"]:
+    """At most `sequences` windows of `context` positions, spread evenly over all of `tokens`.
+
+    Raises `ValueError` where the sequences are shorter than a window.
+    """
     rows, positions = tokens.shape
+    if positions < context:
+        raise ValueError(
+            f"text= has sequences of {positions} positions; expected at least context={context}: "
+            "pass longer sequences or a smaller context="
+        )
     per_row = positions // context
     cut = tokens[:, : per_row * context].reshape(rows * per_row, context)
     chosen = torch.linspace(0, len(cut) - 1, min(sequences, len(cut))).round().long()
     return cut[chosen].clone()
 
 
-def check_text(
-    tokens: object, *, vocab_size: int, context: int
-) -> Int[Tensor, "sequence position"]:
-    """Returns `tokens` as int64 on the CPU.
+def check_text(text: object, *, vocab_size: int | None = None) -> Int[Tensor, "sequence position"]:
+    """Returns `text` as int64 token ids on the CPU.
 
-    Raises `ValueError` or `TypeError` where they are no token ids of whole windows of `context`.
+    Raises `TypeError` where it is no integer tensor, and `ValueError` where it has another shape or
+    ids beyond the vocabulary (None: not known yet).
     """
-    expected = f"text= needs token ids as an integer tensor [sequence, position >= {context}]"
-    if isinstance(tokens, np.ndarray):
-        tokens = torch.from_numpy(tokens)
-    if not isinstance(tokens, Tensor):
-        raise TypeError(f"{expected}; got {type(tokens).__name__}")
-    shape = f"shape {tuple(tokens.shape)}, dtype {tokens.dtype}"
-    if tokens.dtype not in (torch.uint8, torch.int16, torch.int32, torch.int64):
+    expected = "text= needs token ids as an integer tensor [sequence, position]"
+    if not isinstance(text, Tensor):
+        raise TypeError(f"{expected}; got {type(text).__name__}")
+    shape = f"shape {list(text.shape)}, dtype {text.dtype}"
+    if text.dtype not in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64):
         raise TypeError(f"{expected}; got {shape}: pass token ids, not embeddings or characters")
-    if tokens.ndim != 2 or len(tokens) == 0:
+    if text.ndim != 2 or text.numel() == 0:
         raise ValueError(f"{expected}; got {shape}: reshape it to one sequence a row")
-    if tokens.shape[1] < context:
-        raise ValueError(f"{expected}; got {shape}: pass longer sequences or a smaller context=")
-    low, high = int(tokens.min()), int(tokens.max())
-    if low < 0 or high >= vocab_size:
+    low, high = int(text.min()), int(text.max())
+    if low < 0 or (vocab_size is not None and high >= vocab_size):
         raise ValueError(
-            f"{expected} below the vocabulary size {vocab_size}; got ids from {low} to {high}: "
+            f"text= has token ids from {low} to {high}; expected 0 to "
+            f"{'the vocabulary size' if vocab_size is None else vocab_size - 1}: "
             "tokenise it with the model's own tokenizer"
         )
-    return tokens.detach().cpu().long()
+    return text.detach().cpu().long()
 
 
 def stimuli_to_arrow(stimuli: Mapping[str, Stimulus]) -> pa.Table:

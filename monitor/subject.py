@@ -36,6 +36,8 @@ class StimulusOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.text is not None:
+            check_text(self.text)
         for name, least in (("context", 1), ("sequences", 2), ("seed", 0)):
             value = getattr(self, name)
             if not (value is None and name == "context") and (
@@ -157,14 +159,11 @@ def _contexts(model: LanguageModel, options: StimulusOptions) -> list[int]:
     """The contexts to try in turn: the user's, or the longest that is not unreasonable."""
     if options.context is not None:
         return [options.context]
-    known = (model.max_context, _text_length(options.text), _DEFAULT_CONTEXT)
-    longest = min(length for length in known if length is not None)
+    longest = min(model.max_context or _DEFAULT_CONTEXT, _DEFAULT_CONTEXT)
+    if options.text is not None:
+        longest = min(longest, options.text.shape[1])
     # Rows of training data often hold inputs and targets in one: a position more than is read.
     return [longest, longest - 1] if model.max_context is None else [longest]
-
-
-def _text_length(text: object) -> int | None:
-    return text.shape[-1] if isinstance(text, Tensor) and text.ndim else None
 
 
 def _build_stimuli(
@@ -185,7 +184,7 @@ def _build_stimuli(
         )
     }
     if options.text is not None:
-        tokens = check_text(options.text, vocab_size=model.vocab_size, context=context)
+        tokens = check_text(options.text, vocab_size=model.vocab_size)
         tokens = windows(tokens, context=context, sequences=options.sequences)
         stimuli["text"] = text_stimulus(tokens)
         stimuli["text_tail"] = text_tail(stimuli["text"])

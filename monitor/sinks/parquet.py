@@ -9,6 +9,7 @@ or a kill at any moment finds only complete tables. Nothing is ever deleted.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections import deque
@@ -19,6 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from monitor.record import Measurement, check_run_name, is_ours
+
+_log = logging.getLogger("phasewatch")
 
 SUPERSEDED = "_superseded"
 
@@ -48,14 +51,24 @@ class ParquetSink:
         What cannot be written now is kept and tried again with the next measurement.
         """
         step = measurement.moment.step
-        self._waiting += [(r.spec.name, step, r.table) for r in measurement.readings]
+        new = [(r.spec.name, step, r.table) for r in measurement.readings]
         if measurement.failures:
-            self._waiting.append(("failures", step, measurement.failure_table()))
+            new.append(("failures", step, measurement.failure_table()))
+        if len(self._waiting) + len(new) > _MOST_WAITING:
+            _log.warning("too much waits to be written to %s: the oldest is dropped", self.root)
+        self._waiting += new
         self._write_waiting()
 
     def close(self) -> None:
-        """Writes what still waits; raises `OSError` where that cannot be done."""
-        self._write_waiting()
+        """Writes what still waits; raises `OSError`, which says what, where that cannot be done."""
+        try:
+            self._write_waiting()
+        except Exception as error:
+            steps = sorted({number for _, number, _ in self._waiting})
+            raise OSError(
+                f"{len(self._waiting)} files of steps {steps[0]} to {steps[-1]} of run {self.run} "
+                f"were not written: {error}"
+            ) from error
 
     def put(self, table: str, number: int, rows: pa.Table) -> None:
         """Writes one file of a table; a file already there is set aside first."""
@@ -93,6 +106,9 @@ class ParquetSink:
 
     def supersede(self, after: int) -> int:
         """Sets aside all that was measured beyond step `after`, and returns how many files."""
+        # What a killed attempt was writing.
+        for abandoned in self.root.glob(f"*/run={self.run}/.*.tmp"):
+            abandoned.unlink()
         old = [path for step, path in self._by_step() if step > after]
         for path in old:
             self._set_aside(path)
@@ -110,9 +126,18 @@ class ParquetSink:
         return self.root / table / f"run={self.run}"
 
     def _write_waiting(self) -> None:
-        while self._waiting:
-            self.put(*self._waiting[0])
-            self._waiting.popleft()
+        errors = []
+        for _ in range(len(self._waiting)):
+            try:
+                self.put(*self._waiting[0])
+            except Exception as error:
+                # Its turn comes again; the others need not wait for it.
+                self._waiting.rotate(-1)
+                errors.append(error)
+            else:
+                self._waiting.popleft()
+        if errors:
+            raise errors[0]
 
     def _set_aside(self, path: Path) -> None:
         """Gives a file a second name under the superseded ones; the first stays until replaced."""

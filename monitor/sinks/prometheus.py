@@ -86,7 +86,12 @@ class PrometheusSink:
         """Replaces what is served by this measurement."""
         self._failures.update(failure.part for failure in measurement.failures)
         self._step = str(measurement.moment.step)
-        rows = [metric for reading in measurement.readings for metric in self._rows(reading)]
+        try:
+            rows = [metric for reading in measurement.readings for metric in self._rows(reading)]
+        except Exception:
+            # Nobody else can count this one.
+            self._failures[type(self).__name__] += 1
+            raise
         self._publish((*rows, *self._about(measurement), *self._about_run()))
 
     def close(self) -> None:
@@ -130,7 +135,7 @@ class PrometheusSink:
         )
         fields = [field for field in spec.fields if not field.per_position]
         columns = [column for field in fields for column in field.columns]
-        kept = self._fitting(spec, valid, rows=self._budget // len(columns))
+        kept = self._fitting(spec, valid, rows=self._budget // max(1, len(columns)))
         self._dropped += (len(valid) - len(kept)) * len(columns)
         layered = [dim.name for dim in spec.dims] == ["layer", "head"]
         for field in fields:
@@ -185,14 +190,14 @@ class PrometheusSink:
         moment = measurement.moment
         for name, help_text, value in (
             ("step", "Training step of the latest measurement.", moment.step),
-            ("tokens", "Training tokens seen at the latest measurement.", moment.tokens or 0),
+            ("tokens", "Training tokens seen at the latest measurement.", moment.tokens),
             (
                 "last_measurement_timestamp_seconds",
                 "When the latest measurement was made.",
                 moment.time.timestamp(),
             ),
         ):
-            yield self._gauge(f"phasewatch_{name}", help_text, pd.Series([float(value)]))
+            yield self._gauge(f"phasewatch_{name}", help_text, pd.Series([value], dtype=float))
         yield self._gauge(
             "phasewatch_probe_duration_seconds",
             "What each probe of the latest measurement cost, forward passes included.",
@@ -207,6 +212,12 @@ class PrometheusSink:
             where = index if isinstance(index, tuple) else (index,)
             family.add_metric([self._run, *map(str, where if levels else ())], float(value))
         return family
+
+
+def check_port(port: int | None) -> None:
+    """Raises `ValueError` where `port` is no port (0: any free one, None: none at all)."""
+    if port is not None and (type(port) is not int or not 0 <= port <= 65_535):
+        raise ValueError(f"metrics_port={port!r}: expected 0 to 65535, or None for no metrics")
 
 
 def _bound_socket(address: str, port: int) -> socket.socket:

@@ -1,0 +1,1 @@
+"""Slow, obvious implementations of what `monitor` computes fast, written from the definitions."""

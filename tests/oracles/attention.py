@@ -1,0 +1,144 @@
+"""Attention from the whole softmax, and every `induction` field from whole patterns and token ids.
+
+Plain loops over sequences, queries and keys. Earlier occurrences are found by comparing tokens:
+nothing here knows of periods, targets, log-sum-exps or blocks.
+
+Shapes: `batch head query key` for patterns, as nested lists or tensors of float64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Fields of `induction` that are a mean attention on some keys, as (query, key) conditions.
+Wanted = Callable[[list[int], int, int], bool]
+
+
+def pattern(
+    query: Tensor,
+    key: Tensor,
+    *,
+    attn_mask: Tensor | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The softmax of every row in float64, and which keys each query may see.
+
+    A row whose every key is hidden holds zeros.
+    """
+    heads, features = query.shape[1], query.shape[-1]
+    key = torch.stack([key[:, head * key.shape[1] // heads] for head in range(heads)], dim=1)
+    scores = query.double() @ key.double().transpose(-1, -2)
+    scores *= features**-0.5 if scale is None else scale
+    visible = torch.ones_like(scores, dtype=torch.bool)
+    if is_causal:
+        visible = visible.tril()
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        visible = visible & attn_mask
+    elif attn_mask is not None:
+        scores = scores + attn_mask.double()
+        visible = visible & (attn_mask > -1e4)
+    weights = torch.zeros_like(scores)
+    for row in map(tuple, visible.any(-1).nonzero().tolist()):
+        keys = visible[row]
+        weights[row][keys] = scores[row][keys].softmax(0)
+    return weights, visible
+
+
+def occurred_before(tokens: list[int], query: int, key: int) -> bool:
+    return tokens[key] == tokens[query] and key < query
+
+
+def after_an_occurrence(tokens: list[int], query: int, key: int) -> bool:
+    return key > 0 and occurred_before(tokens, query, key - 1)
+
+
+def just_before(tokens: list[int], query: int, key: int) -> bool:
+    return key == query - 1
+
+
+def the_first(tokens: list[int], query: int, key: int) -> bool:
+    return key == 0 and query > 0
+
+
+ON_KEYS: dict[str, Wanted] = {
+    "prefix_matching": after_an_occurrence,
+    "previous_token": just_before,
+    "duplicate_token": occurred_before,
+    "first_token": the_first,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A mean over all queries of all sequences, its standard error over sequences, and its null."""
+
+    mean: float
+    stderr: float
+    null: float
+
+
+def estimate(per_sequence: Iterable[tuple[float, float, int]]) -> Estimate:
+    """From each sequence's sum, the same under uniform attention, and its number of queries.
+
+    The standard error is that of the ratio of two totals over independent sequences.
+    """
+    sums, uniforms, counts = map(list, zip(*per_sequence, strict=True))
+    mean = sum(sums) / sum(counts)
+    batch = len(sums)
+    squares = sum((s - mean * c) ** 2 for s, c in zip(sums, counts, strict=True))
+    return Estimate(
+        mean=mean,
+        stderr=math.sqrt(batch / (batch - 1) * squares) / sum(counts),
+        null=sum(uniforms) / sum(counts),
+    )
+
+
+def attention_on(wanted: Wanted, weights: Tensor, tokens: Tensor) -> Estimate:
+    """The mean attention of one head ([batch query key]) on the keys that are wanted."""
+    per_sequence = []
+    for rows, row_tokens in zip(weights.tolist(), tokens.tolist(), strict=True):
+        attended, uniform, queries = 0.0, 0.0, 0
+        for query, row in enumerate(rows):
+            keys = [k for k in range(query + 1) if wanted(row_tokens, query, k)]
+            attended += sum(row[k] for k in keys)
+            uniform += len(keys) / (query + 1)
+            queries += bool(keys)
+        per_sequence.append((attended, uniform, queries))
+    return estimate(per_sequence)
+
+
+def entropy(weights: Tensor, *, normalized: bool) -> Estimate:
+    """The mean entropy of one head's rows ([batch query key]), the first row left out."""
+    per_sequence = []
+    for rows in weights.tolist():
+        total, uniform = 0.0, 0.0
+        for query, row in enumerate(rows[1:], start=1):
+            largest = math.log(query + 1)
+            surprise = -sum(p * math.log(p) for p in row if p > 0)
+            total += surprise / largest if normalized else surprise
+            uniform += 1.0 if normalized else largest
+        per_sequence.append((total, uniform, len(rows) - 1))
+    return estimate(per_sequence)
+
+
+def induction(
+    repeated: list[Tensor], repeated_tokens: Tensor, text: list[Tensor], text_tokens: Tensor
+) -> dict[str, list[Estimate]]:
+    """Every field of `induction`, a list over heads of all layers, from each layer's patterns."""
+    heads = [layer[:, head] for layer in repeated for head in range(layer.shape[1])]
+    on_text = [layer[:, head] for layer in text for head in range(layer.shape[1])]
+    return {
+        **{
+            field: [attention_on(wanted, weights, repeated_tokens) for weights in heads]
+            for field, wanted in ON_KEYS.items()
+        },
+        "previous_token_text": [attention_on(just_before, w, text_tokens) for w in on_text],
+        "entropy": [entropy(weights, normalized=False) for weights in heads],
+        "normalized_entropy": [entropy(weights, normalized=True) for weights in heads],
+    }
