@@ -82,7 +82,7 @@ class SelfAttention:
     """The arguments of one `scaled_dot_product_attention` over a whole stimulus, made uniform.
 
     `bias` is added to the scores and hides keys where it is -inf; it is None where `is_causal`
-    says it all, or every key is in view.
+    says it all, or every key is in view. `batched`: the caller kept batch and head apart.
     """
 
     query: Float[Tensor, "batch head query feature"]
@@ -91,6 +91,7 @@ class SelfAttention:
     bias: Float[Tensor, "#batch #head query key"] | None
     is_causal: bool
     scale: float
+    batched: bool
 
     @classmethod
     def of(  # noqa: PLR0917 -- the arguments of scaled_dot_product_attention, as it takes them
@@ -111,6 +112,7 @@ class SelfAttention:
         batch, positions = shape
         if query.shape[-2] != positions or key.shape[-2] != positions:
             return None
+        batched = query.ndim == 4
         if query.ndim == 3 and len(query) % batch == 0:
             if attn_mask is not None and attn_mask.ndim == 3:
                 attn_mask = attn_mask.expand(len(query), -1, -1).unflatten(0, (batch, -1))
@@ -127,6 +129,7 @@ class SelfAttention:
             bias=bias,
             is_causal=is_causal,
             scale=1 / math.sqrt(query.shape[-1]) if scale is None else scale,
+            batched=batched,
         )
 
     def reduce(self, stimulus: Stimulus) -> tuple[LayerAttention, Tensor | None]:
@@ -140,23 +143,20 @@ class SelfAttention:
         log_length = view.row_length.log()
         heads = self.query.shape[:2]
 
-        def summed(rows: Tensor | None) -> Tensor | None:
-            return None if rows is None else rows[..., 1:].sum(-1).expand(heads).cpu()
+        def summed(rows: Tensor) -> Tensor:
+            return rows[..., 1:].sum(-1).expand(heads).cpu()
 
         attention = LayerAttention(
             mass={k: self._mass(t, log_sum_exp).cpu() for k, t in stimulus.targets.items()},
             uniform={k: view.uniform(t).expand(heads).cpu() for k, t in stimulus.targets.items()},
-            entropy=summed(entropy),
-            normalized_entropy=summed(
-                None if entropy is None else (entropy / log_length).where(log_length > 0, 0.0)
-            ),
-            uniform_entropy=log_length.expand(len(self.query), -1, -1)[..., 1:]
-            .sum(-1)
-            .expand(heads)
-            .cpu(),
+            entropy=None if entropy is None else summed(entropy),
+            normalized_entropy=None
+            if entropy is None
+            else summed((entropy / log_length).where(log_length > 0, 0.0)),
+            uniform_entropy=summed(log_length),
             causal=view.causal,
         )
-        return attention, output
+        return attention, output if output is None or self.batched else output.flatten(0, 1)
 
     def _by_kernel(self, entropy: bool) -> tuple[Tensor, Tensor | None, Tensor | None] | None:
         """Log-sum-exp, entropy and output from the CPU's kernel; None where it does not apply."""

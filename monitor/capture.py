@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -111,9 +110,12 @@ class _AttentionWatch(TorchFunctionMode):
         if func is _ATTENTION:
             return self._see(*args, **kwargs)
         if func is F.multi_head_attention_forward:
-            # What it calls in turn no mode sees.
-            with mock.patch.object(F, "scaled_dot_product_attention", self._see):
+            # No mode sees what it calls in turn.
+            F.scaled_dot_product_attention = self._see
+            try:
                 return func(*args, **kwargs)
+            finally:
+                F.scaled_dot_product_attention = _ATTENTION
         return func(*args, **kwargs)
 
     def _see(self, *args: Any, **kwargs: Any) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,7 @@ def run(*, steps: int, seed: int, root: Path, port: int) -> None:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
+    begun = time.perf_counter()
     with warnings.catch_warnings(), view:
         warnings.simplefilter("ignore")
         try:
@@ -79,6 +81,8 @@ def run(*, steps: int, seed: int, root: Path, port: int) -> None:
         console.print("Stopped before the first measurement: nothing was recorded.")
         return
     console.print(story(root, name))
+    share = view.seconds / (time.perf_counter() - begun)
+    console.print(f"Measuring every {_MEASURED_EVERY} steps took {share:.0%} of the time.")
     console.print(f"\nThe tables are under {root.resolve()}. To query them:\n")
     # Lines as they are, however long: they are there to be copied.
     console.print(how_to_query(root, name), soft_wrap=True, highlight=False)

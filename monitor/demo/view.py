@@ -24,7 +24,8 @@ _HISTORY = 32
 class TerminalView:
     """A sink that shows the latest measurement in a terminal, and prints lines where there is none.
 
-    To be used as a context manager around the training.
+    To be used as a context manager around the training. Counts the `measurements`, and the
+    `seconds` that they took.
     """
 
     def __init__(self, console: Console, *, run: str, steps: int, root: Path) -> None:
@@ -43,6 +44,7 @@ class TerminalView:
         )
         self._task = self._progress.add_task("training", total=steps, loss="-")
         self.measurements = 0
+        self.seconds = 0.0
         self._history: dict[str, list[float]] = {}
         self._rows: list[tuple[str, str, str, str]] = []
         self._live = Live(console=console, get_renderable=self._panel, refresh_per_second=8)
@@ -63,6 +65,7 @@ class TerminalView:
     def write(self, measurement: Measurement) -> None:
         """Takes a measurement for the next refresh of the view."""
         self.measurements += 1
+        self.seconds += sum(measurement.seconds.values())
         heads = measurement.frame("induction")
         in_context = measurement.frame("in_context").iloc[0]
         self._rows = [
