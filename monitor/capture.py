@@ -101,6 +101,7 @@ class _AttentionWatch(TorchFunctionMode):
         self._stimulus = stimulus
         self._path = path
         self._stop_after = stop_after
+        self._thread = threading.get_ident()
         self.seen: list[tuple[str, LayerAttention]] = []
 
     def __torch_function__(
@@ -120,7 +121,7 @@ class _AttentionWatch(TorchFunctionMode):
 
     def _see(self, *args: Any, **kwargs: Any) -> Tensor:
         call = SelfAttention.of(self._stimulus.tokens.shape, *args, **kwargs)
-        if call is None:
+        if call is None or threading.get_ident() != self._thread:
             return _ATTENTION(*args, **kwargs)
         attention, output = call.reduce(self._stimulus)
         self.seen.append((self._path(), attention))

@@ -188,18 +188,19 @@ def check_text(text: object, *, vocab_size: int | None = None) -> Int[Tensor, "s
     if not isinstance(text, Tensor):
         raise TypeError(f"{expected}; got {type(text).__name__}")
     shape = f"shape {list(text.shape)}, dtype {text.dtype}"
-    if text.dtype not in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64):
+    if text.is_floating_point() or text.is_complex() or text.dtype == torch.bool:
         raise TypeError(f"{expected}; got {shape}: pass token ids, not embeddings or characters")
     if text.ndim != 2 or text.numel() == 0:
         raise ValueError(f"{expected}; got {shape}: reshape it to one sequence a row")
-    low, high = int(text.min()), int(text.max())
+    ids = text.detach().cpu().long()
+    low, high = int(ids.min()), int(ids.max())
     if low < 0 or (vocab_size is not None and high >= vocab_size):
         raise ValueError(
             f"text= has token ids from {low} to {high}; expected 0 to "
             f"{'the vocabulary size' if vocab_size is None else vocab_size - 1}: "
             "tokenise it with the model's own tokenizer"
         )
-    return text.detach().cpu().long()
+    return ids
 
 
 def stimuli_to_arrow(stimuli: Mapping[str, Stimulus]) -> pa.Table:

@@ -21,7 +21,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
 
     Modes are set one by one: `model.eval()` would run whatever a user's `train()` override does.
     `no_grad` and not `inference_mode`, since modules may lazily keep a tensor that training uses
-    later.
+    later. What a module changes inside a list or dictionary of its own stays changed.
     """
     modules = list(model.modules())
     attributes = [dict(vars(module)) for module in modules]

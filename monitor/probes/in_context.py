@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Float, Num
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from monitor.capture import Observation
@@ -132,7 +132,7 @@ def _losses(observation: Observation) -> Float[Tensor, "batch prediction"]:
 def _estimates(
     field: str,
     values: Float[Tensor, "batch prediction"],
-    wanted: Num[Tensor, "#batch #prediction"],
+    wanted: Shaped[Tensor, "#batch #prediction"],
     null: float,
 ) -> dict[str, Any]:
     wanted = wanted.expand_as(values)

@@ -187,7 +187,8 @@ def shaped_modules() -> list[str]:
 
 @pytest.mark.parametrize("name", shaped_modules())
 def test_shapes_are_checked_while_testing(name):
-    assert any(name == listed or name.startswith(f"{listed}.") for listed in SHAPED)
+    listed = any(name == shaped or name.startswith(f"{shaped}.") for shaped in SHAPED)
+    assert listed, f"SHAPED in tests/conftest.py leaves out monitor.{name}"
 
 
 @pytest.mark.parametrize("name", shaped_modules())
