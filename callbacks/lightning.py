@@ -124,6 +124,7 @@ class TrainingDynamics(*_callback_classes()):  # type: ignore[misc]  # the bases
         self._tokens: int | None = 0
         self._measured_step: int | None = None
         self._seen_step = -1
+        self._tokens_under_way = 0
 
     @property
     def monitor(self) -> Monitor | None:
@@ -163,10 +164,11 @@ class TrainingDynamics(*_callback_classes()):  # type: ignore[misc]  # the bases
             self._measure(trainer)
         # Counted now: other callbacks may save a checkpoint as soon as the batch has ended.
         tokens = count_tokens(batch)
+        self._tokens_under_way = (tokens or 0) * trainer.world_size
         if tokens is None or self._tokens is None:
             self._tokens = None
         else:
-            self._tokens += tokens * trainer.world_size
+            self._tokens += self._tokens_under_way
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -176,6 +178,7 @@ class TrainingDynamics(*_callback_classes()):  # type: ignore[misc]  # the bases
         if self._schedule.due(trainer.global_step, since=self._seen_step):
             self._measure(trainer)
         self._seen_step = trainer.global_step
+        self._tokens_under_way = 0
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: Any) -> None:
         """Measures what is being saved."""
@@ -192,6 +195,8 @@ class TrainingDynamics(*_callback_classes()):  # type: ignore[misc]  # the bases
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Ends the attempt; before that it measures what a checkpoint callback is about to save."""
+        if self._tokens is not None:
+            self._tokens -= self._tokens_under_way
         if any(getattr(c, "save_on_exception", False) for c in trainer.checkpoint_callbacks):
             self._measure(trainer)
         self._end()

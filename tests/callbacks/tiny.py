@@ -1,5 +1,5 @@
-"""A language model small enough to train in a blink, and the same LightningModule for each of the
-two packages that Lightning comes in.
+"""A language model small enough to train in a blink, its data, and, for each of the two packages
+that Lightning comes in, the same LightningModule, trainer and callbacks.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 VOCABULARY, CONTEXT, BATCH = 32, 32, 4
 TOKENS_A_BATCH = BATCH * CONTEXT
@@ -81,6 +81,18 @@ def loader(tokens: Tensor | None = None, *, shuffle: bool = False, batch_size: i
     return DataLoader(TensorDataset(tokens), batch_size=batch_size, shuffle=shuffle)
 
 
+class Stream(IterableDataset):
+    """Yields single sequences, and counts how many were taken."""
+
+    def __init__(self):
+        self.taken = 0
+
+    def __iter__(self):
+        for sequence in text(64, seed=8):
+            self.taken += 1
+            yield sequence
+
+
 @functools.cache
 def tiny_class(package: str) -> type:
     """The LightningModule of `package` that trains a TinyLM, and keeps what batches it saw."""
@@ -126,3 +138,44 @@ def trainer(package: str, folder: Any, **more: Any) -> Any:
         "default_root_dir": folder,
     }
     return importlib.import_module(package).Trainer(**(defaults | more))
+
+
+def train_tiny(
+    package: str,
+    folder: Any,
+    *callbacks: Any,
+    module: Any = None,
+    train: Any = None,
+    val: Any = None,
+    checkpoint: Any = None,
+    **more: Any,
+) -> Any:
+    """Trains a Tiny (or `module`) and returns it; other arguments are the trainer's."""
+    if module is None:
+        torch.manual_seed(0)
+        module = tiny_class(package)()
+    running = trainer(package, folder, callbacks=list(callbacks), **more)
+    train = loader() if train is None else train
+    running.fit(module, train, val, **({} if checkpoint is None else {"ckpt_path": checkpoint}))
+    return module
+
+
+def of(package: str, name: str) -> Any:
+    """Something of Lightning's, such as `callbacks.ModelCheckpoint`."""
+    path, _, attribute = f"{package}.{name}".rpartition(".")
+    return getattr(importlib.import_module(path), attribute)
+
+
+def hook(package: str, **hooks: Any) -> Any:
+    """A callback of the user's own with these hooks."""
+    own = type("Own", (of(package, "Callback"),), {})()
+    for name, function in hooks.items():
+        setattr(own, name, function)
+    return own
+
+
+def saver(package: str, folder: Any, **more: Any) -> Any:
+    """A ModelCheckpoint that names its files by their steps, and keeps all of them."""
+    return of(package, "callbacks.ModelCheckpoint")(
+        dirpath=folder, filename="{step}", save_top_k=-1, auto_insert_metric_name=False, **more
+    )

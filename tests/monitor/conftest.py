@@ -1,0 +1,27 @@
+"""Monitors of a tiny model, for the tests of what they record."""
+
+import pytest
+import torch
+
+from monitor.measure import Monitor
+from tests.callbacks.tiny import TinyLM, text
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return TinyLM()
+
+
+@pytest.fixture
+def start():
+    """Makes monitors of the run "r" with held-out text, and closes them after the test."""
+    made = []
+
+    def start(root, **more):
+        made.append(Monitor(root, **({"run": "r", "text": text(), "sequences": 4} | more)))
+        return made[-1]
+
+    yield start
+    for one in made:
+        one.close()
