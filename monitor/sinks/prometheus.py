@@ -161,12 +161,12 @@ class PrometheusSink:
         """
         dims = [dim.name for dim in spec.dims]
         frame = frame.set_index(dims) if dims else frame
+        if len(frame) <= rows:
+            return frame
         values = frame[[field.name for field in spec.fields if not field.per_position]]
         best = self._best.get(spec.name, values)
         best = values.combine(best, np.fmax).reindex(values.index.union(best.index))
         self._best[spec.name] = best
-        if len(frame) <= rows:
-            return frame
         place = best.loc[values.index].rank(ascending=False, method="first").min(axis=1)
         return frame.loc[place.sort_values(kind="stable").index[:rows].sort_values()]
 
