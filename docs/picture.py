@@ -44,7 +44,7 @@ def main() -> None:
     error = in_context.apply(half_width, axis=1, field="paired_score")
     _draw(below, in_context["step"], in_context["paired_score"], error, "#2e7d4f")
     below.axhline(0, color="#2e7d4f", linestyle=":", linewidth=1)
-    below.set_ylabel("in-context score (nats)")
+    below.set_ylabel("paired in-context\nscore (nats)")
     below.set_xlabel("training step")
     above.set_title(
         "Every head of a 2-layer transformer while it trains on Python source", loc="left"
