@@ -230,7 +230,7 @@ class TrainingDynamics(*_callback_classes()):  # type: ignore[misc]  # the bases
         )
         monitor.prepare(model.module, step)
         self._monitor, self._language_model = monitor, model.module
-        self._tokens = resumed["tokens"] if resumed else (0 if step == 0 else None)
+        self._tokens = resumed.get("tokens") if resumed else (0 if step == 0 else None)
         self._measured_step = step if resumed else None
         self._seen_step = step
         if self._schedule.due(step, since=step - 1):
