@@ -107,7 +107,6 @@ class TrainingDynamics(*_callback_classes()):  # type: ignore[misc]  # the bases
         self._text = text
         self._schedule = Schedule.of(schedule)
         self._model = model
-        self._sequences = sequences
         self._arguments: dict[str, Any] = {
             "probes": probes,
             "vocab_size": vocab_size,
@@ -275,9 +274,10 @@ class TrainingDynamics(*_callback_classes()):  # type: ignore[misc]  # the bases
         """Held-out token ids, and where they are from."""
         if isinstance(self._text, Tensor):
             return self._text, "text="
+        sequences = self._arguments["sequences"]
         with untouched(model.module):
             if self._text is not None:
-                tokens = tokens_of_loader(self._text, sequences=self._sequences)
+                tokens = tokens_of_loader(self._text, sequences=sequences)
                 if tokens is None:
                     tokens = tokens_in(next(iter(self._text)))
                 if tokens is None:
@@ -287,7 +287,7 @@ class TrainingDynamics(*_callback_classes()):  # type: ignore[misc]  # the bases
                     )
                 return tokens, "text="
             for loader in _flat(trainer.val_dataloaders):
-                take = functools.partial(tokens_of_loader, loader, sequences=self._sequences)
+                take = functools.partial(tokens_of_loader, loader, sequences=sequences)
                 tokens = self._usable(take, model)
                 if tokens is not None:
                     return tokens, "validation data"

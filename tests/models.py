@@ -160,6 +160,16 @@ def train(
 # Sizes that all of Hugging Face's kinds below share.
 VOCABULARY, CONTEXT, WIDTH, LAYERS, HEADS = 48, 64, 32, 2, 4
 
+# The same under the names that all but GPT-2 call them by.
+_SIZES = {
+    "vocab_size": VOCABULARY,
+    "max_position_embeddings": CONTEXT,
+    "hidden_size": WIDTH,
+    "intermediate_size": 2 * WIDTH,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+}
+
 # Far above the usual 0.02: attention of random weights is then far from uniform.
 _SPREAD = {"initializer_range": 0.5, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
 
@@ -177,15 +187,7 @@ def llama(implementation: str = "sdpa", **options: Any) -> nn.Module:
     """With two query heads for each head of the keys."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    sizes = {
-        "max_position_embeddings": CONTEXT,
-        "hidden_size": WIDTH,
-        "intermediate_size": 2 * WIDTH,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": HEADS,
-        "num_key_value_heads": HEADS // 2,
-    }
-    settings = {"vocab_size": VOCABULARY, **sizes, **_SPREAD, **options}
+    settings = {**_SIZES, "num_key_value_heads": HEADS // 2, **_SPREAD, **options}
     config = LlamaConfig(**settings, attn_implementation=implementation)
     return _built(LlamaForCausalLM, config)
 
@@ -193,14 +195,7 @@ def llama(implementation: str = "sdpa", **options: Any) -> nn.Module:
 def gpt_neox(implementation: str = "sdpa", **options: Any) -> nn.Module:
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-    sizes = {
-        "max_position_embeddings": CONTEXT,
-        "hidden_size": WIDTH,
-        "intermediate_size": 2 * WIDTH,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": HEADS,
-    }
-    settings = {"vocab_size": VOCABULARY, **sizes, **_SPREAD, **options}
+    settings = {**_SIZES, **_SPREAD, **options}
     config = GPTNeoXConfig(**settings, attn_implementation=implementation)
     return _built(GPTNeoXForCausalLM, config)
 

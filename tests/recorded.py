@@ -32,10 +32,17 @@ def stimulus(root: str | Path, name: str) -> list[list[int]]:
     return stored[stored["stimulus"] == name]["token_ids"].map(list).tolist()
 
 
+def get(url: str, accept: str = "") -> tuple[str, str]:
+    """The body and the content type of a page."""
+    request = urllib.request.Request(url, headers={"Accept": accept} if accept else {})
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        assert answer.status == 200
+        return answer.read().decode(), answer.headers["Content-Type"]
+
+
 def page(url: str) -> str:
     """The text of a metrics page."""
-    with urllib.request.urlopen(f"{url}/metrics", timeout=10) as answer:
-        return answer.read().decode()
+    return get(f"{url}/metrics")[0]
 
 
 def scrape(url: str) -> dict[tuple[str, ...], float]:

@@ -7,7 +7,7 @@ with the whole context before them minus with at most the last quarter of it. Bo
 null of 0 as the model learns to use its context.
 
 What fools them: late and early tokens of few windows differ in difficulty (the paired score does
-not have that), and any use of context counts: a one-layer model without induction reaches -1.6.
+not have that), and any use of context counts: neither score is a measure of induction alone.
 The loss on repeated random tokens has no such excuse: nothing but copying helps there.
 """
 

@@ -77,7 +77,7 @@ class ParquetSink:
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             with temporary.open("wb") as file:
-                # Dictionaries for floats cost time and space and never pay.
+                # Floats hardly repeat: a dictionary of them would only be a second copy.
                 dictionary = [f.name for f in rows.schema if not pa.types.is_floating(f.type)]
                 pq.write_table(rows, file, compression="zstd", use_dictionary=dictionary)
                 file.flush()

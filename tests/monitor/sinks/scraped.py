@@ -1,24 +1,14 @@
 """Reads a Prometheus sink's page as a scraper does."""
 
-import urllib.request
-
 import prometheus_client.parser
 
 from monitor.sinks import PrometheusSink
-
-
-def get(url: str, accept: str = "") -> tuple[str, str]:
-    """The body and the content type of a page."""
-    request = urllib.request.Request(url, headers={"Accept": accept} if accept else {})
-    with urllib.request.urlopen(request, timeout=10) as answer:
-        assert answer.status == 200
-        return answer.read().decode(), answer.headers["Content-Type"]
+from tests.recorded import page
 
 
 def families(sink: PrometheusSink) -> dict:
     """What a scraper reads, by name of the metric family."""
-    text, _ = get(f"{sink.url}/metrics")
-    parsed = list(prometheus_client.parser.text_string_to_metric_families(text))
+    parsed = list(prometheus_client.parser.text_string_to_metric_families(page(sink.url)))
     assert len({family.name for family in parsed}) == len(parsed)
     return {family.name: family for family in parsed}
 

@@ -6,7 +6,8 @@ import pytest
 
 from monitor.record import Dim, Field, Measurement, ProbeSpec, Reading
 from tests.monitor.sinks.fabricated import START, heads, losses, measurement, moment
-from tests.monitor.sinks.scraped import families, get, value, values
+from tests.monitor.sinks.scraped import families, value, values
+from tests.recorded import get
 
 
 def test_names_help_and_units_come_from_the_declaration(make):

@@ -18,7 +18,8 @@ import pytest
 import monitor.sinks.prometheus
 from monitor.sinks import PrometheusSink
 from tests.monitor.sinks.fabricated import measurement
-from tests.monitor.sinks.scraped import get, value, values
+from tests.monitor.sinks.scraped import value, values
+from tests.recorded import get
 
 # Rendering
 
