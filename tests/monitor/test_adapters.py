@@ -125,7 +125,8 @@ def test_of_modules_within_each_other_the_outermost_is_read_with_its_keywords():
     ("returned", "message"),
     [
         (None, "the adapter for AttentionBlock returned NoneType; expected a .*Pattern or"),
-        (Pattern(weights=torch.ones(4, 2, 48, 48)), "rows sum to 48 up to 48; expected 1"),
+        (Pattern(weights=torch.ones(4, 2, 48, 48)), "rows that sum to 48; expected"),
+        (Pattern(weights=-torch.eye(48).expand(4, 2, -1, -1)), "weights down to -1 and rows"),
         (
             Pattern(weights=torch.eye(47).expand(4, 2, -1, -1)),
             r"shape \[4, 2, 47, 47\]; expected \[4, head, 48, 48\]",
@@ -135,7 +136,7 @@ def test_of_modules_within_each_other_the_outermost_is_read_with_its_keywords():
             r"shape \[4, 48, 2, 8\]; expected \[4, head, 48, feature\]",
         ),
     ],
-    ids=["nothing", "no softmax", "other positions", "heads after positions"],
+    ids=["nothing", "no softmax", "scores", "other positions", "heads after positions"],
 )
 def test_an_adapter_that_returns_something_else(returned, message):
     adapters = {AttentionBlock: lambda module, args, kwargs, output: returned}
@@ -184,3 +185,38 @@ def test_where_nothing_can_be_seen_the_module_and_what_to_write_are_named():
 def test_a_model_that_mixes_nothing_is_told_so():
     with pytest.raises(NoAttentionError, match=r"Bigram showed no attention: in one forward pass"):
         observe(find_language_model(Bigram()), STIMULUS, attention=True)
+
+
+def test_a_sink_that_is_no_token_takes_its_share():
+    """GPT-OSS: a learned logit beside the keys, whose weight goes nowhere."""
+    from transformers import GptOssConfig, GptOssForCausalLM
+    from transformers.models.gpt_oss.modeling_gpt_oss import GptOssAttention
+
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "head_dim": 8, "num_attention_heads": 4}
+    config = GptOssConfig(
+        **sizes,
+        vocab_size=64,
+        num_hidden_layers=2,
+        num_key_value_heads=2,
+        num_local_experts=2,
+        num_experts_per_tok=1,
+        bos_token_id=0,
+        attn_implementation="eager",
+    )
+    torch.manual_seed(0)
+    module = GptOssForCausalLM(config).eval()
+
+    def read(module, args, kwargs, output):
+        return Pattern(weights=output[1])
+
+    seen = observe(
+        find_language_model(module, adapters={GptOssAttention: read}), STIMULUS, attention=True
+    ).attention
+    with torch.no_grad():
+        patterns = module(STIMULUS.tokens, output_attentions=True).attentions
+    assert len(seen) == 2
+    for layer, pattern in zip(seen, patterns, strict=True):
+        assert layer.causal
+        assert pattern.sum(-1).lt(0.99).any()
+        first = pattern[..., 0].sum(-1) - pattern[..., 0, 0]
+        torch.testing.assert_close(layer.mass["first_token"], first, atol=1e-5, rtol=0)
