@@ -18,8 +18,10 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.modules import module as module_hooks
 from torch.overrides import TorchFunctionMode
 
+from monitor.adapters import ModuleAdapter, check_adapters
 from monitor.untouched import untouched
 
 _TRIAL_POSITIONS = 16
@@ -47,13 +49,18 @@ class LanguageModel:
     """A module that maps token ids to logits, and what must be known to measure it.
 
     `max_context` is None where the model does not say how many positions it can read, `bos` where
-    it names no beginning-of-sequence token.
+    it names no beginning-of-sequence token. Its logits are `width` wide; they are what the linear
+    layers of that width give in call number `unembedding_call` of a pass, None where they are not
+    just that. `adapters` read the attention of modules that compute it in a way of their own.
     """
 
     module: nn.Module
     vocab_size: int
     max_context: int | None
     bos: int | None
+    width: int
+    unembedding_call: int | None
+    adapters: Mapping[type[nn.Module], ModuleAdapter]
 
     @property
     def device(self) -> torch.device:
@@ -72,13 +79,20 @@ class LanguageModel:
         return _logits(self.module, tokens)
 
 
-def find_language_model(root: nn.Module, *, vocab_size: int | None = None) -> LanguageModel:
+def find_language_model(
+    root: nn.Module,
+    *,
+    vocab_size: int | None = None,
+    adapters: Mapping[type[nn.Module], ModuleAdapter] | None = None,
+) -> LanguageModel:
     """The language model in `root`: `root` itself if it maps token ids to logits, else the one
     submodule that does. Wrappers of torch.compile and DistributedDataParallel are looked through.
 
-    Raises `TypeError` where `root` is no module, `NotALanguageModelError` where none or several are
-    found, and `ValueError` where `vocab_size` is larger than the model's own.
+    Raises `TypeError` where `root` is no module or `adapters` are none, `NotALanguageModelError`
+    where none or several are found, and `ValueError` where `vocab_size` is larger than the model's
+    own.
     """
+    adapters = check_adapters(adapters)
     if vocab_size is not None and (type(vocab_size) is not int or vocab_size < 2):
         raise ValueError(f"vocab_size={vocab_size!r}: expected a whole number of at least 2")
     if not isinstance(root, nn.Module):
@@ -95,7 +109,7 @@ def find_language_model(root: nn.Module, *, vocab_size: int | None = None) -> La
         if any(model.module is inner for model in found.values()):
             continue
         try:
-            found[path] = _read(inner, vocab_size)
+            found[path] = _read(inner, vocab_size, adapters)
             if path == "":
                 break
         except _TrialError as error:
@@ -132,18 +146,58 @@ def layer_numbers(paths: Sequence[str]) -> list[int]:
     return indices if rising and -1 not in indices else list(range(len(paths)))
 
 
+def covers(tokens: Int[Tensor, "batch position"], values: Tensor) -> bool:
+    """Whether values have a row for every token, in one dimension or two."""
+    return values.numel() == tokens.numel() * values.shape[-1]
+
+
+def mixing_module(
+    model: LanguageModel, tokens: Int[Tensor, "batch position"]
+) -> tuple[str, str] | None:
+    """Path and class of the first, innermost module through which a token reaches later positions:
+    where attention is, whatever computes it. None where no module's own inputs and outputs show it.
+    """
+    names = {id(module): name for name, module in model.module.named_modules()}
+    found: list[nn.Module] = []
+    # Two sequences that differ in their first token alone.
+    pair = tokens[:1].repeat(2, 1)
+    pair[1, 0] = (pair[0, 0] + 1) % model.vocab_size
+
+    def differing(value: Any) -> Tensor | None:
+        first = value[0] if isinstance(value, tuple | list) and value else value
+        if not isinstance(first, Tensor) or first.ndim < 3 or first.shape[:2] != pair.shape:
+            return None
+        return (first[0] != first[1]).flatten(1).any(-1)
+
+    def compare(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        before, after = differing(args or list(kwargs.values())), differing(output)
+        if before is not None and after is not None and id(module) in names:
+            found.extend([module] * bool(after[1:].any() and not before[1:].any()))
+
+    with untouched(model.module):
+        hook = module_hooks.register_module_forward_hook(compare, with_kwargs=True)
+        try:
+            model.logits(pair)
+        finally:
+            hook.remove()
+    return (names[id(found[0])], type(found[0]).__name__) if found else None
+
+
 class _TrialError(Exception):
     """Why a module is not a language model."""
 
 
-class _EmbeddingWatch(TorchFunctionMode):
-    """Notes the sizes of the embeddings that are asked for the token ids and for the positions."""
+class _TrialWatch(TorchFunctionMode):
+    """Notes the sizes of the embeddings that are asked for the token ids and for the positions, and
+    what the linear layers over all positions gave.
+    """
 
     def __init__(self, tokens: Tensor) -> None:
         super().__init__()
         self.tokens = tokens
         self.token_rows: int | None = None
         self.position_rows: int | None = None
+        self.linear: list[Tensor] = []
 
     def __torch_function__(
         self, func: Any, types: Iterable[type], args: Any = (), kwargs: Any = None
@@ -155,15 +209,26 @@ class _EmbeddingWatch(TorchFunctionMode):
             elif ids.shape[-1:] == self.tokens.shape[-1:] and bool((ids.diff() == 1).all()):
                 # Some tables begin with rows for padding: positions then start beyond them.
                 self.position_rows = len(weight) - int(ids.min())
-        return func(*args, **(kwargs or {}))
+        output = func(*args, **(kwargs or {}))
+        if func is F.linear and covers(self.tokens, output):
+            self.linear.append(output)
+        return output
+
+    def unembedding_call(self, logits: Tensor) -> int | None:
+        """Which of the linear calls as wide as the logits gave just them, counted from 1."""
+        as_wide = [output for output in self.linear if output.shape[-1] == logits.shape[-1]]
+        same = [torch.equal(output.view_as(logits).to(logits.dtype), logits) for output in as_wide]
+        return same.index(True) + 1 if same.count(True) == 1 else None
 
 
-def _read(module: nn.Module, vocab_size: int | None) -> LanguageModel:
+def _read(
+    module: nn.Module, vocab_size: int | None, adapters: Mapping[type[nn.Module], ModuleAdapter]
+) -> LanguageModel:
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     # Every vocabulary has the ids 0 and 1; together they cannot be mistaken for positions.
     tokens = (torch.arange(2 * _TRIAL_POSITIONS, device=device) % 2).view(2, _TRIAL_POSITIONS)
     try:
-        with untouched(module), _EmbeddingWatch(tokens) as watch:
+        with untouched(module), _TrialWatch(tokens) as watch:
             logits = _logits(module, tokens)
     except _TrialError:
         raise
@@ -188,6 +253,9 @@ def _read(module: nn.Module, vocab_size: int | None) -> LanguageModel:
         vocab_size=min(known, rows),
         max_context=min((c for c in contexts if c is not None), default=None),
         bos=bos if bos is not None and bos < min(known, rows) else None,
+        width=width,
+        unembedding_call=watch.unembedding_call(logits),
+        adapters=adapters,
     )
 
 

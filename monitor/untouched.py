@@ -41,6 +41,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
         # Nothing was compiled where dynamo was never imported, and importing it takes a second.
         if "torch._dynamo" in sys.modules:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
+        if "torch.nn.attention.flex_attention" in sys.modules:
+            stack.enter_context(_flex_attention_uncompiled())
         try:
             for module in modules:
                 module.training = False
@@ -54,6 +56,19 @@ def untouched(model: nn.Module) -> Iterator[None]:
                     kept.copy_(content)
             random.setstate(python_state)
             np.random.set_state(numpy_state)
+
+
+@contextmanager
+def _flex_attention_uncompiled() -> Iterator[None]:
+    """It compiles itself wherever nobody else does, and warns where that is forbidden."""
+    module = sys.modules["torch.nn.attention.flex_attention"]
+    switch = "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG"
+    before = getattr(module, switch, None)
+    setattr(module, switch, True)
+    try:
+        yield
+    finally:
+        setattr(module, switch, before)
 
 
 def _restore(current: dict[str, Any], saved: dict[str, Any]) -> None:

@@ -10,9 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from monitor import attention
 from monitor.anatomy import find_language_model
-from monitor.attention import LayerAttention, SelfAttention
+from monitor.attention import (
+    LayerAttention,
+    SelfAttention,
+    kernels,
+    projected,
+    rows,
+)
 from monitor.capture import observe
 from monitor.stimuli import Stimulus, repeated
 from tests.models import AttentionOnly
@@ -146,14 +151,20 @@ def check(found: LayerAttention, call: dict) -> None:
     surprise = -torch.special.xlogy(weights, weights).sum(-1)[..., 1:]
     largest = in_view.clamp(min=1).double().log()[..., 1:]
     normalized = (surprise / largest).where(largest > 0, 0.0)
-    for what, rows in (
+    for what, values in (
         ("entropy", surprise),
         ("normalized_entropy", normalized),
         ("uniform_entropy", largest),
     ):
         got = getattr(found, what) / (POSITIONS - 1)
-        torch.testing.assert_close(got.double(), rows.mean(-1), atol=ENTROPY, rtol=0, msg=what)
+        torch.testing.assert_close(got.double(), values.mean(-1), atol=ENTROPY, rtol=0, msg=what)
     assert found.causal == (not visible.triu(1).any())
+
+
+def hold(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets only so many bytes be held at a time."""
+    for module in (projected, rows):
+        monkeypatch.setattr(module, "BLOCK_BYTES", size)
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -176,20 +187,23 @@ def test_inputs_without_a_dimension_of_heads(name):
 
 @pytest.mark.parametrize("name", CALLS)
 def test_a_few_queries_and_pairs_at_a_time(name, monkeypatch):
-    monkeypatch.setattr(attention, "_BLOCK_BYTES", 4 * BATCH * HEADS * POSITIONS * 5)
+    hold(4 * BATCH * HEADS * POSITIONS * 5, monkeypatch)
     check(reduce(CALLS[name])[0], CALLS[name])
-    monkeypatch.setattr(attention, "_BLOCK_BYTES", 1)
+    hold(1, monkeypatch)
     check(reduce(CALLS[name])[0], CALLS[name])
 
 
-@pytest.mark.parametrize("name", [name for name in CALLS if "attn_mask" not in CALLS[name]])
+@pytest.mark.parametrize("name", [name for name in CALLS if "bias" not in name])
 def test_kernel_and_blocks_agree(name, monkeypatch):
     call = SelfAttention.of(STIMULUS.tokens.shape, **CALLS[name])
     assert call is not None
-    assert call._by_kernel(entropy=True) is not None, "the CPU's kernel was expected to do this"
+    used = []
+    real = projected.log_sum_exp
+    monkeypatch.setattr(projected, "log_sum_exp", lambda *a, **k: used.append(1) or real(*a, **k))
     by_kernel, _ = call.reduce(STIMULUS)
-    monkeypatch.setattr(SelfAttention, "_by_kernel", lambda self, entropy: None)
-    monkeypatch.setattr(attention, "_BLOCK_BYTES", 4 * BATCH * HEADS * POSITIONS * 5)
+    assert used, "a kernel was expected to do this"
+    monkeypatch.setattr(kernels, "_KERNELS", {})
+    hold(4 * BATCH * HEADS * POSITIONS * 5, monkeypatch)
     by_blocks, _ = call.reduce(STIMULUS)
     check(by_blocks, CALLS[name])
     for target in STIMULUS.targets:
@@ -256,7 +270,7 @@ def test_rows_that_see_nothing_count_nothing():
     assert found.normalized_entropy[2].eq(0).all()
 
 
-@pytest.mark.parametrize("mask", [None, causal_mask() & (distance() < 6)], ids=["kernel", "blocks"])
+@pytest.mark.parametrize("mask", [None, causal_mask() & (distance() < 6)], ids=["causal", "window"])
 def test_not_a_number_is_never_taken_for_no_attention(mask):
     call = inputs() | ({"is_causal": True} if mask is None else {"attn_mask": mask})
     call["query"][:, 1] = float("nan")
@@ -327,7 +341,7 @@ def attend_in_a_window(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 @pytest.mark.parametrize("attend", [None, attend_in_a_window], ids=["causal", "window"])
 def test_no_pattern_is_ever_held(attend, monkeypatch):
     context, heads, batch = 1024, 4, 2
-    monkeypatch.setattr(attention, "_BLOCK_BYTES", 2**20)
+    hold(2**20, monkeypatch)
     model = find_language_model(
         AttentionOnly(context=context, layers=1, width=32, heads=heads, attend=attend)
     )

@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention as imported_by_name
 from torch.nn.modules import module as module_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from monitor import capture
+from monitor import capture, watch
 from monitor.anatomy import find_language_model
 from monitor.capture import NoAttentionError, observe
 from monitor.stimuli import repeated, repeated_from, text_stimulus
-from tests import models
-from tests.models import AttentionOnly, Bigram, PlantedInduction, attend_by_hand
+from tests.models import AttentionOnly, Bigram, PlantedInduction
 from tests.oracles.attention import ON_KEYS, attention_on
 
 STIMULUS = repeated(vocab_size=64, sequences=6, context=64, bos=None, seed=0)
@@ -140,8 +140,29 @@ def test_only_what_was_asked_for_is_kept(model):
     assert observe(model, STIMULUS, losses=True).attention is None
 
 
+class LargestLogits(TorchDispatchMode):
+    """Notes for how many positions at once a log-softmax over the vocabulary is computed."""
+
+    rows = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._log_softmax.default:
+            self.rows = max(self.rows, args[0].shape[:-1].numel())
+        return func(*args, **(kwargs or {}))
+
+
+class Scaled(AttentionOnly):
+    """Its logits are more than what its unembedding gives."""
+
+    def forward(self, tokens):
+        return 2 * super().forward(tokens)
+
+
 @pytest.mark.parametrize("sequences_at_once", [1, 4])
-def test_cutting_the_batch_changes_nothing(model, sequences_at_once, monkeypatch):
+def test_cutting_the_batch_changes_nothing(sequences_at_once, monkeypatch):
+    torch.manual_seed(0)
+    model = find_language_model(Scaled())
+    assert model.unembedding_call is None
     whole = observe(model, STIMULUS, attention=True, losses=True)
     monkeypatch.setattr(capture, "_LOGIT_BYTES", sequences_at_once * 4 * 64 * 64)
     seen = []
@@ -158,9 +179,29 @@ def test_cutting_the_batch_changes_nothing(model, sequences_at_once, monkeypatch
             torch.testing.assert_close(one.mass[name], other.mass[name], atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("positions_at_once", [1, 50, 10_000])
+@pytest.mark.parametrize("bias", [True, False])
+def test_losses_from_chunks_of_the_logits(model, positions_at_once, bias, monkeypatch):
+    """As from all logits at once; no larger chunk of them is ever computed."""
+    module = model.module
+    module.unembedding = nn.Linear(64, 64, bias=bias)
+    found = find_language_model(module)
+    # Each block's output layer is as wide as the logits, and comes before.
+    assert found.unembedding_call == 3
+    with torch.no_grad():
+        logits = module(STIMULUS.tokens)
+    whole = F.cross_entropy(logits[:, :-1].mT, STIMULUS.tokens[:, 1:], reduction="none")
+    monkeypatch.setattr(watch, "_LOGIT_BYTES", positions_at_once * 4 * 64)
+    for seen in ({"attention": True}, {"together": True}, {}):
+        with LargestLogits() as largest:
+            losses = observe(found, STIMULUS, losses=True, **seen).losses
+        torch.testing.assert_close(losses, whole)
+        assert largest.rows == min(positions_at_once, 6 * 63)
+
+
 def test_a_pass_without_losses_ends_at_the_last_attention_call(model):
     ran = []
-    model.module.unembedding.register_forward_hook(lambda *_: ran.append("unembedding"))
+    model.module.unembedding.register_forward_pre_hook(lambda *_: ran.append("unembedding"))
     full = observe(model, STIMULUS, attention=True)
     assert ran == ["unembedding"]
     short = observe(model, STIMULUS, attention=True, attention_calls=2)
@@ -233,21 +274,12 @@ def test_attention_of_torchs_own_layers_is_seen(attending, layers):
     assert all(layer.mass["previous_token"].shape == (6, 4) for layer in seen)
 
 
-@pytest.mark.parametrize("build", [Bigram, lambda: AttentionOnly(attend=attend_by_hand)])
-def test_no_attention_is_said_with_what_to_do(build):
-    model = find_language_model(build())
-    message = r"showed no attention: .* over 64 positions .* To go on without: probes="
+def test_no_attention_is_said_with_what_to_do():
+    model = find_language_model(Bigram())
+    message = r"Bigram showed no attention: .* 64 positions .* To go on without: probes="
     with pytest.raises(NoAttentionError, match=message):
         observe(model, STIMULUS, attention=True)
     assert observe(model, STIMULUS, losses=True).losses is not None
-
-
-def test_an_eager_model_of_hugging_face_is_told_how_to_build_it():
-    model = find_language_model(models.gpt2("eager"))
-    stimulus = repeated(vocab_size=48, sequences=2, context=32, bos=0, seed=0)
-    message = r"GPT2LMHeadModel .*attn_implementation='sdpa' \(this model was built with 'eager'\)"
-    with pytest.raises(NoAttentionError, match=message):
-        observe(model, stimulus, attention=True)
 
 
 def global_hooks() -> list:
