@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from tests.models.hugging_face import WINDOW
 
-# Known before any autotuning or compilation: it stays uncompiled until it is called.
-_compiled = torch.compile(flex_attention)
+with warnings.catch_warnings():
+    # Of torch itself, on importing its compiler.
+    warnings.filterwarnings("ignore", ".*torch.jit.*", DeprecationWarning)
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    # Nothing is compiled before the first call.
+    _compiled = torch.compile(flex_attention)
 
 Mask = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 Change = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
