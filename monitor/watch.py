@@ -150,6 +150,10 @@ class Watch(TorchFunctionMode):
             F.softmax = softmax.FUNCTION
 
 
+# Takes a module, the arguments and keyword arguments of its forward, and what that returned.
+_Read = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]
+
+
 @dataclass(slots=True, eq=False)
 class _Running:
     """The submodules of a model that are running, outermost first.
@@ -175,7 +179,7 @@ class _Running:
     def followed(
         self,
         kinds: tuple[type[nn.Module], ...],
-        read: Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None],
+        read: _Read,
     ) -> Iterator[None]:
         """Inside, modules are followed, and those of certain kinds are read when they have run."""
         thread = threading.get_ident()
@@ -188,21 +192,34 @@ class _Running:
                 self.stack.append(module)
                 self.adapted += isinstance(module, kinds)
 
-        def ran(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            if ours(module) and isinstance(module, kinds) and self.adapted == 1:
-                read(module, args, kwargs, output)
-
         def leave(module: nn.Module, _inputs: Any, _output: Any) -> None:
             if ours(module):
                 self.stack.pop()
                 self.adapted -= isinstance(module, kinds)
 
-        hooks = [module_hooks.register_module_forward_pre_hook(enter)]
-        if kinds:
-            hooks.append(module_hooks.register_module_forward_hook(ran, with_kwargs=True))
-        hooks.append(module_hooks.register_module_forward_hook(leave, always_call=True))
+        hooks = [
+            module_hooks.register_module_forward_pre_hook(enter),
+            module_hooks.register_module_forward_hook(leave, always_call=True),
+        ]
+        whole = [module for module in self.model.modules() if isinstance(module, kinds)]
+        before = [dict(vars(module)) for module in whole]
         try:
+            for module in whole:
+                # A hook would run when the module is left already, or not see keyword arguments.
+                module.forward = functools.partial(self._run, module, module.forward, read)
             yield
         finally:
+            for module, attributes in zip(whole, before, strict=True):
+                vars(module).pop("forward")
+                vars(module).update(attributes)
             for hook in hooks:
                 hook.remove()
+
+    def _run(
+        self, module: nn.Module, forward: Callable[..., Any], read: _Read, *args: Any, **kwargs: Any
+    ) -> Any:
+        output = forward(*args, **kwargs)
+        # Of such modules within each other the outermost is read.
+        if self.adapted == 1:
+            read(module, args, kwargs, output)
+        return output
