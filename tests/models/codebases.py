@@ -77,9 +77,7 @@ class NanoGPT(nn.Module):
         self.transformer["wte"].weight = self.lm_head.weight
         _spread(self)
 
-    def forward(
-        self, idx: Tensor, targets: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
+    def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         positions = torch.arange(0, idx.size(1), dtype=torch.long, device=idx.device)
         x = self.transformer["wte"](idx) + self.transformer["wpe"](positions)
         x = self.transformer["drop"](x)

@@ -37,7 +37,7 @@ class OfTorch(nn.Module):
 
 
 class Encoder(OfTorch):
-    """`nn.TransformerEncoder` with a causal mask, and with or without the hint that it is causal."""
+    """`nn.TransformerEncoder` with a causal mask; `hint`: it is told that the mask is causal."""
 
     def __init__(self, *, norm_first: bool, batch_first: bool = True, hint: bool = True) -> None:
         layer = {"batch_first": batch_first, "norm_first": norm_first}

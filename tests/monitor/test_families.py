@@ -4,7 +4,6 @@ which attention is written out, sums over them from plain loops.
 """
 
 import copy
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -34,12 +33,8 @@ from tests.oracles import patterns
 from tests.oracles.patterns import Shown
 
 CONTEXT, SEQUENCES = 32, 3
-TOKENS = repeated(
-    vocab_size=VOCABULARY, sequences=SEQUENCES, context=CONTEXT, bos=0, seed=0
-).tokens
-TEXT = torch.randint(
-    VOCABULARY, (SEQUENCES, CONTEXT), generator=torch.Generator().manual_seed(1)
-)
+TOKENS = repeated(vocab_size=VOCABULARY, sequences=SEQUENCES, context=CONTEXT, bos=0, seed=0).tokens
+TEXT = torch.randint(VOCABULARY, (SEQUENCES, CONTEXT), generator=torch.Generator().manual_seed(1))
 
 # Attention is read to this precision; entropies to the second.
 SCORES, ENTROPIES = 1e-6, 1e-5
@@ -175,9 +170,7 @@ def test_every_field_of_every_head(name):
     assert table["head"].tolist() == [h for w in shown.weights for h in range(w.shape[1])]
     assert (table["validity"] == "ok").all()
     assert (table["n"] == SEQUENCES).all()
-    expected = oracle.induction(
-        shown.weights, TOKENS, on_text.weights, TEXT, visible=shown.visible
-    )
+    expected = oracle.induction(shown.weights, TOKENS, on_text.weights, TEXT, visible=shown.visible)
     assert expected.keys() == {field.name for field in induction.SPEC.fields}
     for field, estimates in expected.items():
         precision = ENTROPIES if "entropy" in field else SCORES
