@@ -120,13 +120,16 @@ def adapted(model: nn.Module) -> nn.Module:
     # By default they begin as nothing.
     config = LoraConfig(
         r=4,
+        lora_alpha=16,
         target_modules=targets,
         lora_dropout=0.1,
         init_lora_weights=False,
         fan_in_fan_out=hasattr(model, "transformer"),
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, config)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return get_peft_model(model, config)
 
 
 by_hand = partial(NanoGPT, flash=False)
