@@ -163,7 +163,7 @@ class LitAttention(nn.Module):
 class LitBlock(nn.Module):
     def __init__(self, config: LitConfig) -> None:
         super().__init__()
-        self.norm_1, self.norm_2 = nn.RMSNorm(WIDTH), nn.RMSNorm(WIDTH)
+        self.norm_1, self.norm_2 = nn.RMSNorm(WIDTH, eps=1e-5), nn.RMSNorm(WIDTH, eps=1e-5)
         self.attn = LitAttention(config)
         self.mlp = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.SiLU(), nn.Linear(WIDTH, WIDTH))
 
@@ -183,7 +183,7 @@ class LitGPT(nn.Module):
             {
                 "wte": nn.Embedding(VOCABULARY, WIDTH),
                 "h": nn.ModuleList(LitBlock(config) for _ in range(LAYERS)),
-                "ln_f": nn.RMSNorm(WIDTH),
+                "ln_f": nn.RMSNorm(WIDTH, eps=1e-5),
             }
         )
         self.max_seq_length = CONTEXT

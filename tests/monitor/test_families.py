@@ -7,11 +7,15 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
 
+from monitor.attention import Pattern, SelfAttention
+from monitor.capture import NoAttentionError
 from monitor.measure import measure
 from monitor.probes import induction
 from monitor.stimuli import repeated
@@ -25,6 +29,7 @@ from tests.models import (
     MultiheadAttentions,
     NanoGPT,
     attend_by_hand,
+    attend_by_sums,
     flex,
 )
 from tests.models.hugging_face import WINDOW
@@ -145,28 +150,8 @@ CASES = {
 }
 
 
-# Of transformers' own call of create_block_mask.
-@pytest.mark.filterwarnings("ignore:_compile flag on create_block_mask:DeprecationWarning")
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
-@pytest.mark.parametrize("name", CASES)
-def test_every_field_of_every_head(name):
-    model = CASES[name].build()
-    table = measure(
-        model,
-        vocab_size=VOCABULARY,
-        probes=["induction"],
-        text=TEXT,
-        context=CONTEXT,
-        sequences=SEQUENCES,
-        seed=0,
-    )["induction"]
-    shown, on_text = (CASES[name].shown(model, tokens) for tokens in (TOKENS, TEXT))
-    # Compiling FlexAttention's kernel would take many seconds.
-    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-        logits = copy.deepcopy(model).eval()(TOKENS, **WHOLE.get(type(model), {}))
-    logits = getattr(logits, "logits", logits)
-    logits = logits[0] if isinstance(logits, tuple) else logits
-    torch.testing.assert_close(logits.double(), shown.logits.double(), atol=1e-3, rtol=1e-3)
+def check(table: pd.DataFrame, shown: Shown, on_text: Shown) -> None:
+    """Every field of every head, against sums over the patterns."""
     assert table["head"].tolist() == [h for w in shown.weights for h in range(w.shape[1])]
     assert (table["validity"] == "ok").all()
     assert (table["n"] == SEQUENCES).all()
@@ -182,5 +167,76 @@ def test_every_field_of_every_head(name):
     assert max(estimate.mean for estimate in expected["normalized_entropy"]) < 0.95
 
 
-# What some models must be told to give the logits of every position.
-WHOLE = {NanoGPT: {"targets": TOKENS}}
+def table_of(model: nn.Module, **options: Any) -> pd.DataFrame:
+    return measure(
+        model,
+        vocab_size=VOCABULARY,
+        probes=["induction"],
+        text=TEXT,
+        context=CONTEXT,
+        sequences=SEQUENCES,
+        seed=0,
+        **options,
+    )["induction"]
+
+
+def logits_of(model: nn.Module) -> Tensor:
+    # nanoGPT gives the logits of every position only when it is given targets.
+    more = {"targets": TOKENS} if isinstance(model, NanoGPT) else {}
+    # Compiling FlexAttention's kernel would take many seconds.
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        output = copy.deepcopy(model).eval()(TOKENS, **more)
+    output = getattr(output, "logits", output)
+    return output[0] if isinstance(output, tuple) else output
+
+
+# Of transformers' own call of create_block_mask.
+@pytest.mark.filterwarnings("ignore:_compile flag on create_block_mask:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
+@pytest.mark.parametrize("name", CASES)
+def test_every_field_of_every_head(name):
+    model = CASES[name].build()
+    table = table_of(model)
+    shown, on_text = (CASES[name].shown(model, tokens) for tokens in (TOKENS, TEXT))
+    same = {"atol": 1e-3, "rtol": 1e-3}
+    torch.testing.assert_close(logits_of(model).double(), shown.logits.double(), **same)
+    check(table, shown, on_text)
+
+
+def test_layers_keep_their_numbers_around_a_block_without_attention():
+    table = table_of(of_uneven_layers())
+    assert table["layer"].tolist() == [0] * 2 + [2] * 4 + [3] * 8
+
+
+UNRECOGNISED = hand_built(attend_by_sums)
+
+
+def test_what_nothing_can_recognise_is_said_with_the_lines_to_write():
+    with pytest.raises(NoAttentionError) as raised:
+        table_of(UNRECOGNISED.build())
+    message = str(raised.value)
+    assert "AttentionOnly showed no attention: its module blocks.0 (AttentionBlock)" in message
+    assert "adapters={AttentionBlock: read}" in message
+    assert len([line for line in message.splitlines() if line.startswith("    ")]) == 5
+
+
+def heads_of(block: AttentionBlock, residual: Tensor) -> Tensor:
+    joint = block.inputs(block.norm(residual)).unflatten(-1, (3, block.heads, -1))
+    return joint.permute(2, 0, 3, 1, 4)
+
+
+def read_projections(module, args, kwargs, output):
+    query, key, _ = heads_of(module, args[0])
+    return SelfAttention(query=query, key=key, is_causal=True)
+
+
+def read_pattern(module, args, kwargs, output):
+    query, key, _ = heads_of(module, args[0])
+    return Pattern(weights=patterns.causal(query, key).softmax(-1))
+
+
+@pytest.mark.parametrize("read", [read_projections, read_pattern])
+def test_an_adapter_reads_what_nothing_recognises(read):
+    model = UNRECOGNISED.build()
+    table = table_of(model, adapters={AttentionBlock: read})
+    check(table, UNRECOGNISED.shown(model, TOKENS), UNRECOGNISED.shown(model, TEXT))
