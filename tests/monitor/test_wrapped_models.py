@@ -210,7 +210,7 @@ def nothing_compiled() -> Iterator[None]:
 
 
 def trained(name: str, *, watched: bool) -> dict:
-    """Four steps with dropout. What is watched is measured before the first, between forward and
+    """Three steps with dropout. What is watched is measured before the first, between forward and
     backward pass, and after every step; what it measures is compared with the plain model's.
     """
     torch.manual_seed(0)
@@ -233,7 +233,7 @@ def trained(name: str, *, watched: bool) -> dict:
     optimizer = torch.optim.AdamW(model.parameters())
     losses = []
     look()
-    for _ in range(4):
+    for _ in range(3):
         tokens = torch.randint(VOCABULARY, (4, CONTEXT))
         with torch.autocast("cpu", torch.bfloat16, enabled=one.autocast):
             # The weights that were cast for the first pass are kept for the second.
