@@ -25,7 +25,7 @@ from monitor.adapters import ModuleAdapter, check_adapters
 from monitor.anatomy import LanguageModel, find_language_model
 from monitor.attempt import attempt_row, new_run_name, with_cost
 from monitor.probes import select
-from monitor.ranks import Ranks
+from monitor.ranks import Ranks, is_sharded
 from monitor.record import MOMENT, Failure, Measurement, Moment, check_run_name
 from monitor.sinks import ParquetSink, PrometheusSink, Sink, check_port
 from monitor.stimuli import stimuli_from_arrow, stimuli_to_arrow
@@ -171,6 +171,9 @@ class Monitor:
         stored = ranks.share(lambda: store.stimuli(after) if store is not None else None)
 
         def tried() -> Subject:
+            # Before anything runs: what is divided within its layers may not run as it is.
+            if isinstance(model, nn.Module):
+                is_sharded(model)
             found = self._find(model)
             if stored is None:
                 return Subject.new(model, found, self._probes, options)
