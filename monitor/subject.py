@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from monitor.anatomy import LanguageModel
+from monitor.attention import LayerAttention
 from monitor.capture import NoAttentionError, Observation, observe
 from monitor.probes import Probe
 from monitor.ranks import Ranks, is_sharded, portable
@@ -24,6 +26,8 @@ from monitor.stimuli import (
     text_tail,
     windows,
 )
+
+_log = logging.getLogger("phasewatch")
 
 # Longer contexts cost more and show little more: the scores are means over positions.
 _DEFAULT_CONTEXT = 256
@@ -117,6 +121,7 @@ class Subject:
                 ) from error
             if observation.attention is not None:
                 attention_calls = len(observation.attention)
+                _warn_of_unseen(model, observation.attention)
         return cls(
             root=root,
             model=model,
@@ -204,6 +209,24 @@ def _wanted(probes: Sequence[Probe], stimuli: Mapping[str, Stimulus]) -> dict[st
             if stimulus in stimuli:
                 wanted.setdefault(stimulus, {})[kind] = True
     return wanted
+
+
+def _warn_of_unseen(model: LanguageModel, layers: Sequence[LayerAttention]) -> None:
+    """Says where modules like those that showed attention showed none."""
+    seen = {layer.module for layer in layers}
+    kinds = {type(module) for path, module in model.module.named_modules() if path in seen}
+    unseen = [
+        path
+        for path, module in model.module.named_modules()
+        if type(module) in kinds and not any((s + ".").startswith(path + ".") for s in seen)
+    ]
+    if unseen:
+        _log.warning(
+            "%d layers showed their attention, but none was seen in %s: these are missing from "
+            "every table (adapters= says how to read them)",
+            len(seen),
+            ", ".join(unseen),
+        )
 
 
 def _contexts(model: LanguageModel, options: StimulusOptions) -> list[int]:

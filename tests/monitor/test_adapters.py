@@ -11,6 +11,7 @@ from torch import nn
 from monitor.anatomy import find_language_model
 from monitor.attention import Pattern, SelfAttention
 from monitor.capture import NoAttentionError, observe
+from monitor.measure import measure
 from monitor.stimuli import repeated
 from tests.models import AttentionBlock, AttentionOnly, Bigram, attend_causally
 
@@ -180,6 +181,53 @@ def test_where_nothing_can_be_seen_the_module_and_what_to_write_are_named():
     assert "adapters={AttentionBlock: read}" in lines[4]
     mended = find_language_model(model.module, adapters={AttentionBlock: names["read"]})
     assert observe(mended, STIMULUS, attention=True).attention is not None
+
+
+def test_layers_of_which_nothing_was_seen_are_named(caplog):
+    model = built(attend_causally)
+    measure(model, probes=["induction"], context=48)
+    assert not caplog.records
+    model.blocks[0].attend = attend_without_softmax
+    assert measure(model, probes=["induction"], context=48)["induction"]["layer"].unique() == [1]
+    (said,) = {record.getMessage() for record in caplog.records}
+    assert said.startswith("1 layers showed their attention, but none was seen in blocks.0: these")
+
+
+class Gated(AttentionOnly):
+    """A gate over positions of the shape of attention, and logits of it too."""
+
+    def __init__(self) -> None:
+        super().__init__(vocab_size=64, context=64)
+        self.gate = nn.Linear(64, 64)
+
+    def forward(self, tokens):
+        residual = self.token(tokens)
+        residual = residual + (
+            self.gate(residual).softmax(-1) @ residual if tokens.shape[1] == 64 else 0
+        )
+        for block in self.blocks:
+            residual = residual + block(residual)
+        return self.unembedding(residual).softmax(-1).log()
+
+
+def test_a_softmax_of_the_same_shape_is_no_attention():
+    stimulus = repeated(vocab_size=64, sequences=4, context=64, bos=None, seed=0)
+    seen = observe(find_language_model(Gated()), stimulus, attention=True).attention
+    assert [layer.module for layer in seen] == ["blocks.0", "blocks.1"]
+
+
+def attend_with_one_head(query, key, value):
+    later = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool).triu(1)
+    scores = (query @ key.mT).flatten(0, 1).masked_fill(later, -1e30)
+    return (scores.softmax(-1) @ value.flatten(0, 1)).unflatten(0, (len(query), -1))
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_attention_without_a_dimension_of_heads(heads):
+    model = AttentionOnly(heads=heads, attend=attend_with_one_head)
+    seen = observe(find_language_model(model), STIMULUS, attention=True).attention
+    assert [layer.entropy.shape for layer in seen] == [(4, heads)] * 2
+    assert all(layer.causal for layer in seen)
 
 
 def test_a_model_that_mixes_nothing_is_told_so():

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from monitor.attention import Pattern, SelfAttention
+from monitor.attention import Pattern, SelfAttention, projected, rows
 from monitor.capture import NoAttentionError
 from monitor.measure import measure
 from monitor.probes import induction
@@ -201,6 +201,22 @@ def test_every_field_of_every_head(name):
     same = {"atol": 1e-3, "rtol": 1e-3}
     torch.testing.assert_close(logits_of(model).double(), shown.logits.double(), **same)
     check(table, shown, on_text)
+
+
+IN_BLOCKS = [
+    name
+    for name in CASES
+    if name.startswith(("FlexAttention", "gemma2", "mistral", "bloom", "LitGPT, soft", "llama"))
+]
+
+
+@pytest.mark.filterwarnings("ignore:_compile flag on create_block_mask:DeprecationWarning")
+@pytest.mark.parametrize("name", IN_BLOCKS)
+def test_a_few_queries_at_a_time(name, monkeypatch):
+    for module in (rows, projected):
+        monkeypatch.setattr(module, "BLOCK_BYTES", 4 * SEQUENCES * 4 * CONTEXT * 5)
+    model = CASES[name].build()
+    check(table_of(model), *(CASES[name].shown(model, tokens) for tokens in (TOKENS, TEXT)))
 
 
 def test_layers_keep_their_numbers_around_a_block_without_attention():
