@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from monitor.adapters import ModuleAdapter, check_adapters
 from monitor.anatomy import LanguageModel, find_language_model
 from monitor.attempt import attempt_row, new_run_name, with_cost
-from monitor.probes import select
-from monitor.ranks import Ranks, is_sharded
+from monitor.probes import Probe, select
+from monitor.ranks import Ranks, check_alike, is_sharded
 from monitor.record import MOMENT, Failure, Measurement, Moment, check_run_name
 from monitor.sinks import ParquetSink, PrometheusSink, Sink, check_port
 from monitor.stimuli import stimuli_from_arrow, stimuli_to_arrow
@@ -63,13 +63,16 @@ def measure(
             their classes to functions `read(module, args, kwargs, output)`, called after each
             forward, that return a `monitor.attention.Pattern` or `SelfAttention`.
 
+    With several processes each measures for itself; where `fully_shard` divided the model between
+    them, all have to.
+
     Raises:
         ValueError, TypeError: an argument is of no use; the message says what was expected.
         NotALanguageModelError: none, or several, were found in `model`.
         NoAttentionError: attention was asked for and the model showed none.
     """
     chosen = select(probes)
-    found = find_language_model(model, vocab_size=vocab_size, adapters=adapters)
+    found = _find(model, vocab_size, adapters)
     options = StimulusOptions(text=text, context=context, sequences=sequences, seed=seed)
     subject = Subject.new(model, found, chosen, options)
     moment = Moment(run="", attempt=1, step=0, tokens=None, time=datetime.now(UTC))
@@ -97,12 +100,13 @@ class Monitor:
         sinks: where measurements go besides; they are closed with the monitor.
         config: whatever else should be written with the attempt (JSON).
 
-    With several processes (DDP, FSDP2) make one and call it on each of them, at the same steps.
-    Each reads a part of the stimuli; the first computes, writes and serves, and has the
-    measurements. Text, run and stimuli are as it says.
+    With several processes (DDP, FSDP2) make one and call it on each of them, at the same steps,
+    once torch.distributed is initialised and the model wrapped. Each reads a part of the stimuli;
+    the first computes, writes and serves, and has the measurements. Text, run and stimuli are as it
+    says. Where a process does not come within five minutes nothing more is measured.
 
-    `measurements` counts, `measured_seconds` sums the time they took, `last_seconds` is that of the
-    latest.
+    `measurements` counts, `measured_seconds` sums the time they took on this process, sinks
+    included, and `last_seconds` is that of the latest (None: none yet).
 
     The other arguments are those of `measure`. Bad arguments raise here or at the first
     measurement, as `measure` says. After that nothing raises: what fails is logged once, counted,
@@ -127,20 +131,23 @@ class Monitor:
         sinks: Sequence[Sink] = (),
         config: Mapping[str, Any] | None = None,
     ) -> None:
-        check_port(metrics_port)
+        self._ranks = Ranks.here()
+
+        def checked() -> tuple[StimulusOptions, tuple[Probe, ...], dict[Any, ModuleAdapter]]:
+            check_port(metrics_port)
+            options = StimulusOptions(text=text, context=context, sequences=sequences, seed=seed)
+            return options, select(probes), check_adapters(adapters)
+
+        self._options, self._probes, self._adapters = self._ranks.agree(checked)
+        self.run = self._ranks.share(lambda: check_run_name(new_run_name() if run is None else run))
         self.attempt = 1
         self.measurements = 0
         self.measured_seconds = 0.0
         self.last_seconds: float | None = None
-        self._probes = select(probes)
-        self._options = StimulusOptions(text=text, context=context, sequences=sequences, seed=seed)
         self._vocab_size = vocab_size
-        self._adapters = check_adapters(adapters)
         self._resumed_from = resumed_from
         self._metrics = (metrics_address, metrics_port)
         self._config = dict(config or {})
-        self._ranks = Ranks.here()
-        self.run = self._ranks.share(lambda: check_run_name(new_run_name() if run is None else run))
         # The first process alone writes and serves.
         self._store = self._ranks.agree(
             lambda: None if root is None or not self._ranks.first else ParquetSink(root, self.run)
@@ -164,30 +171,27 @@ class Monitor:
         """
         if self._subject is not None:
             return self._subject
-        after = operator.index(step) - 1 if self._resumed_from is None else self._resumed_from
         ranks, store = self._ranks, self._store
-        # What each process has of its own, text say, could be different.
-        options = ranks.share(lambda: self._options)
+        if not ranks.current:
+            raise ValueError(
+                "torch.distributed was initialised, or ended, after this Monitor was made for "
+                f"{ranks.count} processes: make it between the two, on each of them"
+            )
+        after = ranks.agree(
+            lambda: operator.index(step) - 1 if self._resumed_from is None else self._resumed_from
+        )
+        check_alike(model, ranks)
+        found = ranks.agree(lambda: self._find(model))
         stored = ranks.share(lambda: store.stimuli(after) if store is not None else None)
-
-        def tried() -> Subject:
-            # Before anything runs: what is divided within its layers may not run as it is.
-            if isinstance(model, nn.Module):
-                is_sharded(model)
-            found = self._find(model)
-            if stored is None:
-                return Subject.new(model, found, self._probes, options)
-            return Subject.tried(model, found, self._probes, stimuli_from_arrow(stored))
-
-        subject = ranks.agree(tried)
-        if stored is not None:
+        if stored is None:
+            subject = Subject.new(model, found, self._probes, self._options, ranks)
+        else:
+            stimuli = stimuli_from_arrow(stored)
+            subject = ranks.agree(lambda: Subject.tried(model, found, self._probes, stimuli))
             _log.info("run %s goes on with the stimuli stored with it", self.run)
         self.attempt = ranks.share(lambda: self._begin(subject, after, new_stimuli=stored is None))
         self._subject, self._begun = subject, time.perf_counter()
         return subject
-
-    def _find(self, model: nn.Module) -> LanguageModel:
-        return find_language_model(model, vocab_size=self._vocab_size, adapters=self._adapters)
 
     def measure(self, model: nn.Module, step: int, tokens: int | None = None) -> Measurement:
         """Measures `model` at `step`, after `tokens` training tokens, and records it.
@@ -195,27 +199,38 @@ class Monitor:
         The first call prepares, and raises what `prepare` raises; later calls never raise.
         """
         subject = self.prepare(model, step)
-        if subject.model.device.type == "cuda":
-            # What training has queued there is no cost of measuring.
-            torch.cuda.synchronize(subject.model.device)
-        begun = time.perf_counter()
         moment = Moment(
             run=self.run, attempt=self.attempt, step=step, tokens=tokens, time=datetime.now(UTC)
         )
         measurement = Measurement(moment=moment)
+        begun = time.perf_counter()
         try:
-            if subject.root is not model:
-                subject = self._subject = replace(subject, root=model, model=self._find(model))
+            subject = self._ranks.agree(lambda: self._current(subject, model), at=step)
+            # What training has queued, and others had to finish, is no cost of measuring.
+            if subject.model.device.type == "cuda":
+                torch.cuda.synchronize(subject.model.device)
+            begun = time.perf_counter()
             measurement = subject.measure(self._probes, moment, self._ranks)
         except Exception as error:
             measurement = measurement.with_failure(Failure.of("measure", error))
         measurement = self._record(measurement)
         self.measurements += 1
+        before = self.measured_seconds
+        self.measured_seconds += time.perf_counter() - begun
         if time.perf_counter() - self._cost_written > _COST_WRITTEN_EVERY:
             self._write_cost()
         self.last_seconds = time.perf_counter() - begun
-        self.measured_seconds += self.last_seconds
+        self.measured_seconds = before + self.last_seconds
         return measurement
+
+    def _find(self, model: nn.Module) -> LanguageModel:
+        return _find(model, self._vocab_size, self._adapters)
+
+    def _current(self, subject: Subject, model: nn.Module) -> Subject:
+        """The subject with the model as it is passed now."""
+        if subject.root is not model:
+            subject = self._subject = replace(subject, root=model, model=self._find(model))
+        return subject
 
     def close(self) -> None:
         """Writes what still waits to be written, and stops serving. Never raises."""
@@ -225,6 +240,7 @@ class Monitor:
                 sink.close()
             except Exception as error:
                 _log.warning("%s could not be closed: %s", type(sink).__name__, error)
+        self._ranks.close()
 
     def __enter__(self) -> Self:
         return self
@@ -321,3 +337,14 @@ class Monitor:
                     failure.error,
                     failure.traceback,
                 )
+
+
+def _find(
+    root: nn.Module,
+    vocab_size: int | None,
+    adapters: Mapping[type[nn.Module], ModuleAdapter] | None,
+) -> LanguageModel:
+    if isinstance(root, nn.Module):
+        # Before it runs: divided weights fail in ways that say nothing of the reason.
+        is_sharded(root)
+    return find_language_model(root, vocab_size=vocab_size, adapters=adapters)

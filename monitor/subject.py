@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from monitor.anatomy import LanguageModel
 from monitor.attention import LayerAttention
 from monitor.capture import NoAttentionError, Observation, observe
 from monitor.probes import Probe
-from monitor.ranks import Ranks, is_sharded, portable, reshard
+from monitor.ranks import Ranks, is_sharded, portable
 from monitor.record import Failure, Measurement, Moment, Reading
 from monitor.stimuli import (
     Stimulus,
@@ -77,15 +78,18 @@ class Subject:
         model: LanguageModel,
         probes: Sequence[Probe],
         options: StimulusOptions,
+        ranks: Ranks | None = None,
     ) -> Subject:
-        """Builds the stimuli and tries the model on them.
+        """Builds the stimuli, on the first of several processes, and tries the model on them.
 
         Raises `ValueError` and `TypeError` where they cannot be built, and what `tried` raises.
         """
-        for context in _contexts(model, options):
-            stimuli = _build_stimuli(model, options, context)
+        ranks = ranks or Ranks()
+        for context in ranks.share(lambda: _contexts(model, options)):
+            # What each process has of its own, text say, could be different.
+            stimuli = ranks.share(functools.partial(_build_stimuli, model, options, context))
             try:
-                return cls.tried(root, model, probes, stimuli)
+                return ranks.agree(functools.partial(cls.tried, root, model, probes, stimuli))
             except UnreadableError as error:
                 unreadable = error
         raise unreadable
@@ -118,7 +122,6 @@ class Subject:
             if observation.attention is not None:
                 attention_calls = len(observation.attention)
                 _warn_of_unseen(model, observation.attention)
-            reshard(model.module)
         return cls(
             root=root,
             model=model,
@@ -188,8 +191,6 @@ class Subject:
             seen = dataclasses.replace(seen, stimulus=dataclasses.replace(part, targets={}))
         except Exception as error:
             seen = portable(error) if ranks.count > 1 else error
-        finally:
-            reshard(self.model.module)
         parts = []
         for place, (first, part_seen) in enumerate(ranks.gather((start, seen))):
             if isinstance(part_seen, Exception):

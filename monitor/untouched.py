@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,9 @@ from torch import nn
 def untouched(model: nn.Module) -> Iterator[None]:
     """Inside, `model` is in evaluation mode, without gradients, autocast or compilation; afterwards
     everything is as it was: every submodule's mode, attributes and buffers, the random streams of
-    Python, NumPy and torch (CPU and CUDA), the gradient mode and autocast.
+    Python, NumPy and torch (CPU and CUDA), the gradient mode and autocast. Weights that fully
+    sharded modules (FSDP2) gathered for a pass are let go of: an optimizer step would leave them
+    behind.
 
     Modes are set one by one: `model.eval()` would run whatever a user's `train()` override does.
     `no_grad` and not `inference_mode`, since modules may lazily keep a tensor that training uses
@@ -43,6 +45,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         if "torch.nn.attention.flex_attention" in sys.modules:
             stack.enter_context(_flex_attention_uncompiled())
+        if sharded := [module for module in modules if is_fully_sharded(module)]:
+            stack.enter_context(_sharded_again(sharded))
         try:
             for module in modules:
                 module.training = False
@@ -56,6 +60,27 @@ def untouched(model: nn.Module) -> Iterator[None]:
                     kept.copy_(content)
             random.setstate(python_state)
             np.random.set_state(numpy_state)
+
+
+def is_fully_sharded(module: Any) -> bool:
+    """Whether a module is an FSDPModule; importing that class would take a second."""
+    return hasattr(type(module), "unshard") and hasattr(type(module), "reshard")
+
+
+@contextmanager
+def _sharded_again(modules: list[Any]) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        for module in modules:
+            # A pass that broke off leaves the root taking the next one for its continuation. Other
+            # modules than the root refuse, and older versions of torch know no way.
+            with suppress(AttributeError, RuntimeError):
+                module.reset_iter_state()
+        raise
+    finally:
+        for module in modules:
+            module.reshard()
 
 
 @contextmanager
