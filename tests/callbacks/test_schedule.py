@@ -77,3 +77,21 @@ def test_it_reads_as_a_user_would_say_it():
     assert str(Schedule.of(50)) == "every 50 steps"
     assert str(Schedule.of([5, 2])) == "at 2, 5"
     assert str(Schedule.of(None)).endswith("256, 512 and every 1000 steps beyond 512")
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        Schedule.of(None),
+        Schedule.of(1),
+        Schedule.of(7),
+        Schedule.of([0, 3, 21, 40]),
+        Schedule(steps=frozenset([2, 7, 14, 15]), every=7, after=7),
+    ],
+)
+def test_how_many_are_due(schedule):
+    for first in range(0, 2_100, 7):
+        for last in (first - 1, first, first + 1, first + 20, 2_005.0):
+            steps = range(first, int(last) + 1)
+            expected = sum(schedule.due(step, since=step - 1) for step in steps)
+            assert schedule.count(first, last) == expected
