@@ -49,14 +49,12 @@ class Schedule:
         return at_step or self._next_multiple(max(since, self.after)) <= step
 
     def count(self, first: int, last: float) -> int:
-        """How many steps are due from `first` up to `last`, which is finite."""
-        after = max(first - 1, self.after)
-        multiples = 0
-        if self.every is not None:
-            multiples = max(0, int(last // self.every) - after // self.every)
-        # Of the steps that are both, one is counted.
-        alone = (s for s in self.steps if self.every is None or s <= self.after or s % self.every)
-        return multiples + sum(first <= step <= last for step in alone)
+        """How many points there are from step `first` to step `last`."""
+        points = sum(first <= planned <= last for planned in self.steps)
+        if self.every is None:
+            return points
+        before = max(first - 1, self.after)
+        return points + max(0, int(last) // self.every - before // self.every)
 
     def check_fires(self, last: float) -> None:
         """Raises `ValueError` where nothing is due up to step `last`, step 0 of multiples aside."""

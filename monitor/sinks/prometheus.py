@@ -1,8 +1,8 @@
 """The latest measurement as Prometheus metrics, served on loopback.
 
-The text is rendered once per measurement and then only sent, however often it is asked for. Every
-head is in Parquet; here a series budget holds: where a table has more rows than fit, the rows that
-were ever best in some field stay, and every layer is summed up.
+Every head is in Parquet; here a series budget holds: where a table has more rows than fit, the rows
+that were ever best in some field stay, and every layer is summed up. A measurement pays for that
+choice alone: its text is rendered by the first scrape, on the server's thread, and then only sent.
 """
 
 from __future__ import annotations
@@ -17,21 +17,22 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 import uvicorn
-from prometheus_client import CollectorRegistry
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
     InfoMetricFamily,
     Metric,
 )
-from prometheus_client.exposition import choose_encoder
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from monitor.record import Measurement, ProbeSpec, Reading
+from monitor.sinks.exposition import Page, TableRows, scalar_fields
 
 _log = logging.getLogger("phasewatch")
 
@@ -62,13 +63,8 @@ class PrometheusSink:
         self._best: dict[str, pd.DataFrame] = {}
         self._failures: Counter[str] = Counter()
         self._dropped = 0
-        self._metrics: tuple[Metric, ...] = ()
-        self._pages: dict[str, bytes] = {}
         self._step = "-"
-        self._lock = threading.Lock()
-        self.registry = CollectorRegistry(auto_describe=False)
-        self.registry.register(self)
-        self._publish(tuple(self._about_run()))
+        self._page = Page(run, (), self._about_run())
         bound = _bound_socket(address, port)
         host, number = bound.getsockname()[:2]
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{number}"
@@ -87,28 +83,21 @@ class PrometheusSink:
         self._failures.update(failure.part for failure in measurement.failures)
         self._step = str(measurement.moment.step)
         try:
-            rows = [metric for reading in measurement.readings for metric in self._rows(reading)]
+            tables = [self._rows(reading) for reading in measurement.readings]
         except Exception:
             # Nobody else can count this one.
             self._failures[type(self).__name__] += 1
             raise
-        self._publish((*rows, *self._about(measurement), *self._about_run()))
+        self._page = Page(self._run, tables, (*self._about(measurement), *self._about_run()))
 
     def close(self) -> None:
         """Stops listening."""
         self._server.should_exit = True
         self._thread.join(timeout=5)
 
-    def collect(self) -> Iterator[Metric]:
-        """The metrics as prometheus_client's registry wants them."""
-        yield from self._metrics
-
     async def _metrics_page(self, request: Request) -> Response:
-        encode, content_type = choose_encoder(request.headers.get("Accept", ""))
-        with self._lock:
-            if content_type not in self._pages:
-                self._pages[content_type] = encode(self.registry)
-            return Response(self._pages[content_type], headers={"Content-Type": content_type})
+        text, content_type = self._page.text(request.headers.get("Accept", ""))
+        return Response(text, headers={"Content-Type": content_type})
 
     async def _landing_page(self, _request: Request) -> Response:
         run, step = html.escape(self._info["run"]), html.escape(self._step)
@@ -118,57 +107,33 @@ class PrometheusSink:
             '<p><a href="/metrics">Metrics</a></p></html>'
         )
 
-    def _publish(self, metrics: tuple[Metric, ...]) -> None:
-        with self._lock:
-            self._metrics = metrics
-            self._pages.clear()
+    def _rows(self, reading: Reading) -> TableRows:
+        """One table's rows, as far as they fit."""
+        spec, table = reading.spec, reading.table
+        valid = table.filter(pc.equal(table["validity"], "ok"))
+        columns = sum(len(field.columns) for field in scalar_fields(spec))
+        shown = self._fitting(spec, valid, rows=self._budget // max(1, columns))
+        self._dropped += (len(valid) - len(shown)) * columns
+        return TableRows(spec=spec, valid=valid, shown=shown, invalid=len(table) - len(valid))
 
-    def _rows(self, reading: Reading) -> Iterator[Metric]:
-        """The metrics of one table: its rows as far as they fit, and every layer summed up."""
-        spec = reading.spec
-        frame = reading.table.to_pandas()
-        valid = frame[frame["validity"] == "ok"]
-        yield self._gauge(
-            f"phasewatch_{spec.name}_not_interpretable",
-            "Rows of the latest measurement whose validity is not ok; they are not exposed.",
-            pd.Series([float(len(frame) - len(valid))]),
-        )
-        fields = [field for field in spec.fields if not field.per_position]
-        columns = [column for field in fields for column in field.columns]
-        kept = self._fitting(spec, valid, rows=self._budget // max(1, len(columns)))
-        self._dropped += (len(valid) - len(kept)) * len(columns)
-        layered = [dim.name for dim in spec.dims] == ["layer", "head"]
-        for field in fields:
-            help_of = {
-                "": f"{field.help} {spec.source}.",
-                "_stderr": f"Standard error of {field.name}.",
-                "_null": f"What {field.name} would be without structure: {field.null}.",
-            }
-            for column in field.columns:
-                help_text = help_of[column.removeprefix(field.name)]
-                yield self._gauge(spec.metric(column), help_text, kept[column])
-            if layered:
-                by_layer = valid.groupby("layer")[field.name]
-                for name, values in (("max", by_layer.max()), ("mean", by_layer.mean())):
-                    help_text = f"{name.capitalize()} over the heads of a layer: {field.help}"
-                    yield self._gauge(spec.metric(field.name, f"_layer_{name}"), help_text, values)
-
-    def _fitting(self, spec: ProbeSpec, frame: pd.DataFrame, *, rows: int) -> pd.DataFrame:
-        """At most `rows` rows, indexed by their dimensions.
+    def _fitting(self, spec: ProbeSpec, table: pa.Table, *, rows: int) -> pa.Table:
+        """At most `rows` rows of a table.
 
         First come those that were ever the best in some field, then the second best: by what a row
         reached at any time, so that it does not come and go with the noise.
         """
-        dims = [dim.name for dim in spec.dims]
-        frame = frame.set_index(dims) if dims else frame
-        if len(frame) <= rows:
-            return frame
-        values = frame[[field.name for field in spec.fields if not field.per_position]]
-        best = self._best.get(spec.name, values)
-        best = values.combine(best, np.fmax).reindex(values.index.union(best.index))
-        self._best[spec.name] = best
-        place = best.loc[values.index].rank(ascending=False, method="first").min(axis=1)
-        return frame.loc[place.sort_values(kind="stable").index[:rows].sort_values()]
+        if len(table) <= rows:
+            return table
+        dims, fields = [dim.name for dim in spec.dims], [f.name for f in scalar_fields(spec)]
+        values = table.select([*dims, *fields]).to_pandas()
+        values = values.set_index(dims) if dims else values
+        # Rows and fields that only one of them has are those of the other.
+        best = self._best[spec.name] = np.fmax(values, self._best.get(spec.name, values))
+        reached = best.loc[values.index, fields].to_numpy()
+        # The best of every field, then the second best of every field, and so on.
+        order = np.argsort(-reached, axis=0, kind="stable")
+        placed = order[~np.isnan(np.take_along_axis(reached, order, axis=0))]
+        return table.take(np.sort(pd.unique(placed)[:rows]))
 
     def _about_run(self) -> Iterator[Metric]:
         yield InfoMetricFamily("phasewatch_run", "The run that is measured.", value=self._info)
@@ -197,21 +162,18 @@ class PrometheusSink:
                 moment.time.timestamp(),
             ),
         ):
-            yield self._gauge(f"phasewatch_{name}", help_text, pd.Series([value], dtype=float))
-        yield self._gauge(
+            gauge = GaugeMetricFamily(f"phasewatch_{name}", help_text, labels=["run"])
+            if value is not None:
+                gauge.add_metric([self._run], value)
+            yield gauge
+        durations = GaugeMetricFamily(
             "phasewatch_probe_duration_seconds",
             "What each probe of the latest measurement cost, forward passes included.",
-            pd.Series(measurement.seconds, dtype=float).rename_axis("probe"),
+            labels=["run", "probe"],
         )
-
-    def _gauge(self, name: str, help_text: str, values: pd.Series) -> GaugeMetricFamily:
-        """A gauge with one series a value; named index levels become labels."""
-        levels = [str(level) for level in values.index.names if level is not None]
-        family = GaugeMetricFamily(name, help_text, labels=["run", *levels])
-        for index, value in values.dropna().items():
-            where = index if isinstance(index, tuple) else (index,)
-            family.add_metric([self._run, *map(str, where if levels else ())], float(value))
-        return family
+        for probe, seconds in measurement.seconds.items():
+            durations.add_metric([self._run, probe], seconds)
+        yield durations
 
 
 def check_port(port: int | None) -> None:

@@ -79,19 +79,9 @@ def test_it_reads_as_a_user_would_say_it():
     assert str(Schedule.of(None)).endswith("256, 512 and every 1000 steps beyond 512")
 
 
-@pytest.mark.parametrize(
-    "schedule",
-    [
-        Schedule.of(None),
-        Schedule.of(1),
-        Schedule.of(7),
-        Schedule.of([0, 3, 21, 40]),
-        Schedule(steps=frozenset([2, 7, 14, 15]), every=7, after=7),
-    ],
-)
-def test_how_many_are_due(schedule):
-    for first in range(0, 2_100, 7):
-        for last in (first - 1, first, first + 1, first + 20, 2_005.0):
-            steps = range(first, int(last) + 1)
-            expected = sum(schedule.due(step, since=step - 1) for step in steps)
-            assert schedule.count(first, last) == expected
+@pytest.mark.parametrize("wanted", [None, 1, 7, [0, 3, 90], [5]])
+@pytest.mark.parametrize(("first", "last"), [(0, 0), (0, 100), (7, 7), (8, 13), (3, 4096), (9, 5)])
+def test_counting_points(wanted, first, last):
+    schedule = Schedule.of(wanted)
+    points = [step for step in range(first, last + 1) if schedule.due(step, since=step - 1)]
+    assert schedule.count(first, last) == len(points)

@@ -7,13 +7,15 @@ import json
 from pathlib import Path
 
 import duckdb
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from monitor.record import HEAD, LAYER, Field, Measurement, ProbeSpec, Reading
 from monitor.sinks import ParquetSink
-from tests.monitor.sinks.fabricated import HEADS, measurement
+from tests.monitor.sinks.fabricated import HEADS, measurement, moment
 from tests.monitor.sinks.stored import files
 
 # Layout
@@ -54,6 +56,28 @@ def test_a_relative_root_is_used_as_it_is(tmp_path, monkeypatch):
 def test_opening_leaves_nothing_behind(tmp_path):
     ParquetSink(tmp_path / "runs", "r").close()
     assert files(tmp_path) == []
+
+
+def test_a_file_of_a_large_model_is_small(tmp_path):
+    """9,216 heads with 8 fields: hardly more than the numbers, which take 295 kB."""
+    rows, chance = 96 * 96, np.random.default_rng(0)
+    names = [f"field_{number}" for number in range(8)]
+    spec = ProbeSpec(
+        name="heads",
+        help="h",
+        source="s",
+        dims=(LAYER, HEAD),
+        fields=tuple(Field(name=name, help="h", stderr=False) for name in names),
+        needs=(),
+    )
+    columns = {name: chance.random(rows, dtype=np.float32) for name in names}
+    columns |= {"layer": np.repeat(np.arange(96), 96), "head": np.tile(np.arange(96), 96)}
+    columns |= {"n": np.full(rows, 16), "validity": ["ok"] * rows}
+    reading = Reading.build(spec, moment(7), columns)
+    ParquetSink(tmp_path, "r").write(Measurement(moment=moment(7), readings=(reading,)))
+    path = tmp_path / "heads/run=r/000000000007.parquet"
+    assert path.stat().st_size <= 300_000
+    assert pq.ParquetFile(path).read().equals(reading.table)
 
 
 # Other readers

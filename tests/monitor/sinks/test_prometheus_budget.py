@@ -1,12 +1,15 @@
 """The series budget: where a table has more rows than fit, which stay and which are counted."""
 
+import dataclasses
 import itertools
+import math
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from monitor.record import Measurement
-from tests.monitor.sinks.fabricated import heads, moment
+from tests.monitor.sinks.fabricated import HEADS, heads, moment
 from tests.monitor.sinks.scraped import value, values
 
 LAYERS, PER_LAYER = 4, 8
@@ -97,3 +100,64 @@ def test_a_budget_for_less_than_one_row_leaves_the_summaries(make, budget):
     sink.write(noisy(1, [], np.random.default_rng(0)))
     assert not values(sink, "phasewatch_heads_score", "layer", "head")
     assert len(values(sink, "phasewatch_heads_score_layer_max", "layer")) == LAYERS
+
+
+def expected_rows(reached: dict, rows: int) -> set:
+    """The best of every field, then the second best of every field, until there are enough.
+
+    `reached[field]` maps rows to the best that they ever were.
+    """
+    chosen: dict = {}
+    ranked = [
+        sorted((r for r in best if not math.isnan(best[r])), key=lambda r: (-best[r], r))
+        for best in reached.values()
+    ]
+    for place in itertools.zip_longest(*ranked):
+        for row in place:
+            if row is not None and len(chosen) < rows:
+                chosen[row] = True
+    return set(chosen)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_rows_that_stay_are_those_of_the_definition(make, seed):
+    """With equal scores, missing ones, and rows and fields that come and go."""
+    chance, rows = np.random.default_rng(seed), 6
+    sink = make(budget=rows * COLUMNS)
+    everything = list(itertools.product(range(LAYERS), range(PER_LAYER)))
+    reached: dict = {"score": {}, "entropy": {}}
+    for step in range(6):
+        score = chance.integers(0, 8, size=len(everything)) / 8
+        score[chance.random(len(everything)) < 0.1] = math.nan if step != 3 else 0
+        validity = ["ok" if ok else "no" for ok in chance.random(len(everything)) < 0.8]
+        spec = HEADS.only(["score"]) if step == 2 else HEADS
+        when = moment(step)
+        reading = heads(
+            when, layers=LAYERS, heads=PER_LAYER, score=score, validity=validity, spec=spec
+        )
+        sink.write(Measurement(moment=when, readings=(reading,)))
+        frame = reading.table.to_pandas()
+        valid = frame[frame["validity"] == "ok"].set_index(["layer", "head"])
+        fields = [field.name for field in spec.fields]
+        for field, (row, now) in itertools.product(fields, valid[fields].iterrows()):
+            reached[field][row] = np.fmax(reached[field].get(row, math.nan), now[field])
+        columns = sum(len(field.columns) for field in spec.fields)
+        candidates = {f: {r: reached[f].get(r, math.nan) for r in valid.index} for f in fields}
+        shown = values(sink, "phasewatch_heads_score", "layer", "head")
+        assert {tuple(map(int, where)) for where in shown} == expected_rows(
+            candidates, rows * COLUMNS // columns
+        )
+
+
+def test_what_was_not_measured_at_all_takes_no_places(make):
+    sink = make(budget=3 * COLUMNS)
+    when = moment(1)
+    score = np.arange(LAYERS * PER_LAYER) / 100
+    reading = heads(when, layers=LAYERS, heads=PER_LAYER, score=score)
+    column = reading.table.schema.get_field_index("entropy")
+    nothing = pa.nulls(len(reading.table), pa.float32())
+    unmeasured = reading.table.set_column(column, "entropy", nothing)
+    sink.write(Measurement(moment=when, readings=(dataclasses.replace(reading, table=unmeasured),)))
+    shown = values(sink, "phasewatch_heads_score", "layer", "head")
+    assert set(shown) == {("3", "5"), ("3", "6"), ("3", "7")}
+    assert not values(sink, "phasewatch_heads_entropy_nats", "layer", "head")

@@ -15,7 +15,7 @@ import urllib.parse
 import psutil
 import pytest
 
-import monitor.sinks.prometheus
+import monitor.sinks.exposition
 from monitor.sinks import PrometheusSink
 from tests.monitor.sinks.fabricated import measurement
 from tests.monitor.sinks.scraped import value, values
@@ -28,7 +28,7 @@ from tests.recorded import get
 def renderings(monkeypatch):
     """One entry for each time that a page is rendered."""
     rendered = []
-    choose = monitor.sinks.prometheus.choose_encoder
+    choose = monitor.sinks.exposition.choose_encoder
 
     def choose_watched(accept):
         encode, kind = choose(accept)
@@ -39,7 +39,7 @@ def renderings(monkeypatch):
 
         return watched, kind
 
-    monkeypatch.setattr(monitor.sinks.prometheus, "choose_encoder", choose_watched)
+    monkeypatch.setattr(monitor.sinks.exposition, "choose_encoder", choose_watched)
     return rendered
 
 
