@@ -48,6 +48,14 @@ class Schedule:
         at_step = any(since < planned <= step for planned in self.steps)
         return at_step or self._next_multiple(max(since, self.after)) <= step
 
+    def count(self, first: int, last: float) -> int:
+        """How many points there are from step `first` to step `last`."""
+        points = sum(first <= planned <= last for planned in self.steps)
+        if self.every is None:
+            return points
+        before = max(first - 1, self.after)
+        return points + max(0, int(last) // self.every - before // self.every)
+
     def check_fires(self, last: float) -> None:
         """Raises `ValueError` where nothing is due up to step `last`, step 0 of multiples aside."""
         at_step = any(planned <= last for planned in self.steps)

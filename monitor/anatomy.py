@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.modules import module as module_hooks
 from torch.overrides import TorchFunctionMode
 
 from monitor.adapters import ModuleAdapter, check_adapters
@@ -171,14 +170,15 @@ def mixing_module(
 
     def compare(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         before, after = differing(args or list(kwargs.values())), differing(output)
-        if before is not None and after is not None and id(module) in names:
+        if before is not None and after is not None:
             found.extend([module] * bool(after[1:].any() and not before[1:].any()))
 
-    with untouched(model.module):
-        hook = module_hooks.register_module_forward_hook(compare, with_kwargs=True)
-        try:
+    hooks = [m.register_forward_hook(compare, with_kwargs=True) for m in model.module.modules()]
+    try:
+        with untouched(model.module):
             model.logits(pair)
-        finally:
+    finally:
+        for hook in hooks:
             hook.remove()
     return (names[id(found[0])], type(found[0]).__name__) if found else None
 

@@ -43,7 +43,23 @@ def attempt_row(
         "versions": json.dumps(_versions()),
         "config": json.dumps(config, default=str),
     }
-    return pa.Table.from_pylist([row], schema=ATTEMPTS)
+    return with_cost(pa.Table.from_pylist([row], schema=ATTEMPTS))
+
+
+def with_cost(
+    row: pa.Table,
+    *,
+    measurements: int = 0,
+    measured_seconds: float = 0.0,
+    elapsed_seconds: float = 0.0,
+) -> pa.Table:
+    """The row, saying how much of the attempt's time measuring took so far."""
+    cost = {
+        "measurements": measurements,
+        "measured_seconds": measured_seconds,
+        "elapsed_seconds": elapsed_seconds,
+    }
+    return pa.Table.from_pylist([row.to_pylist()[0] | cost], schema=ATTEMPTS)
 
 
 def _versions() -> dict[str, str]:

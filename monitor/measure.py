@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import operator
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -16,17 +17,24 @@ from pathlib import Path
 from typing import Any, Self
 
 import pandas as pd
+import pyarrow as pa
+import torch
 from torch import Tensor, nn
 
-from monitor.anatomy import find_language_model
-from monitor.attempt import attempt_row, new_run_name
+from monitor.adapters import ModuleAdapter, check_adapters
+from monitor.anatomy import LanguageModel, find_language_model
+from monitor.attempt import attempt_row, new_run_name, with_cost
 from monitor.probes import select
+from monitor.ranks import Ranks, is_sharded
 from monitor.record import MOMENT, Failure, Measurement, Moment, check_run_name
 from monitor.sinks import ParquetSink, PrometheusSink, Sink, check_port
 from monitor.stimuli import stimuli_from_arrow, stimuli_to_arrow
 from monitor.subject import StimulusOptions, Subject
 
 _log = logging.getLogger("phasewatch")
+
+# Seconds between updates of what measuring has cost in the `attempts` table.
+_COST_WRITTEN_EVERY = 10
 
 
 def measure(
@@ -38,6 +46,7 @@ def measure(
     context: int | None = None,
     sequences: int = 16,
     seed: int = 0,
+    adapters: Mapping[type[nn.Module], ModuleAdapter] | None = None,
 ) -> dict[str, pd.DataFrame]:
     """Measures any language model once and returns a data frame for each probe's table.
 
@@ -50,6 +59,9 @@ def measure(
         context: positions per stimulus; default: the model's maximum, at most 256.
         sequences: sequences per stimulus, and so the `n` of every estimate.
         seed: of the random tokens.
+        adapters: how to read the attention of modules that compute it in a way of their own: from
+            their classes to functions `read(module, args, kwargs, output)`, called after each
+            forward, that return a `monitor.attention.Pattern` or `SelfAttention`.
 
     Raises:
         ValueError, TypeError: an argument is of no use; the message says what was expected.
@@ -57,7 +69,7 @@ def measure(
         NoAttentionError: attention was asked for and the model showed none.
     """
     chosen = select(probes)
-    found = find_language_model(model, vocab_size=vocab_size)
+    found = find_language_model(model, vocab_size=vocab_size, adapters=adapters)
     options = StimulusOptions(text=text, context=context, sequences=sequences, seed=seed)
     subject = Subject.new(model, found, chosen, options)
     moment = Moment(run="", attempt=1, step=0, tokens=None, time=datetime.now(UTC))
@@ -85,6 +97,13 @@ class Monitor:
         sinks: where measurements go besides; they are closed with the monitor.
         config: whatever else should be written with the attempt (JSON).
 
+    With several processes (DDP, FSDP2) make one and call it on each of them, at the same steps.
+    Each reads a part of the stimuli; the first computes, writes and serves, and has the
+    measurements. Text, run and stimuli are as it says.
+
+    `measurements` counts, `measured_seconds` sums the time they took, `last_seconds` is that of the
+    latest.
+
     The other arguments are those of `measure`. Bad arguments raise here or at the first
     measurement, as `measure` says. After that nothing raises: what fails is logged once, counted,
     recorded in the `failures` table, and the rest goes on.
@@ -101,24 +120,36 @@ class Monitor:
         context: int | None = None,
         sequences: int = 16,
         seed: int = 0,
+        adapters: Mapping[type[nn.Module], ModuleAdapter] | None = None,
         resumed_from: int | None = None,
         metrics_port: int | None = None,
         metrics_address: str = "127.0.0.1",
         sinks: Sequence[Sink] = (),
         config: Mapping[str, Any] | None = None,
     ) -> None:
-        self.run = check_run_name(new_run_name() if run is None else run)
         check_port(metrics_port)
         self.attempt = 1
+        self.measurements = 0
+        self.measured_seconds = 0.0
+        self.last_seconds: float | None = None
         self._probes = select(probes)
         self._options = StimulusOptions(text=text, context=context, sequences=sequences, seed=seed)
         self._vocab_size = vocab_size
+        self._adapters = check_adapters(adapters)
         self._resumed_from = resumed_from
         self._metrics = (metrics_address, metrics_port)
         self._config = dict(config or {})
-        self._store = None if root is None else ParquetSink(root, self.run)
-        self._sinks = list(sinks)
+        self._ranks = Ranks.here()
+        self.run = self._ranks.share(lambda: check_run_name(new_run_name() if run is None else run))
+        # The first process alone writes and serves.
+        self._store = self._ranks.agree(
+            lambda: None if root is None or not self._ranks.first else ParquetSink(root, self.run)
+        )
+        self._sinks = list(sinks) if self._ranks.first else []
         self._subject: Subject | None = None
+        self._begun = time.perf_counter()
+        self._cost_written = self._begun
+        self._attempt: pa.Table | None = None
         self._said: set[str] = set()
 
     @property
@@ -134,21 +165,29 @@ class Monitor:
         if self._subject is not None:
             return self._subject
         after = operator.index(step) - 1 if self._resumed_from is None else self._resumed_from
-        found = find_language_model(model, vocab_size=self._vocab_size)
-        stored = self._store.stimuli(after) if self._store is not None else None
-        if stored is None:
-            subject = Subject.new(model, found, self._probes, self._options)
-        else:
-            stimuli = stimuli_from_arrow(stored)
-            subject = Subject.tried(model, found, self._probes, stimuli)
+        ranks, store = self._ranks, self._store
+        # What each process has of its own, text say, could be different.
+        options = ranks.share(lambda: self._options)
+        stored = ranks.share(lambda: store.stimuli(after) if store is not None else None)
+
+        def tried() -> Subject:
+            # Before anything runs: what is divided within its layers may not run as it is.
+            if isinstance(model, nn.Module):
+                is_sharded(model)
+            found = self._find(model)
+            if stored is None:
+                return Subject.new(model, found, self._probes, options)
+            return Subject.tried(model, found, self._probes, stimuli_from_arrow(stored))
+
+        subject = ranks.agree(tried)
+        if stored is not None:
             _log.info("run %s goes on with the stimuli stored with it", self.run)
-        if self._store is not None:
-            self._begin_attempt(self._store, subject, after, new_stimuli=stored is None)
-            # First of all: what another sink has shown should be found on disk.
-            self._sinks.insert(0, self._store)
-        self._serve(type(found.module).__name__)
-        self._subject = subject
+        self.attempt = ranks.share(lambda: self._begin(subject, after, new_stimuli=stored is None))
+        self._subject, self._begun = subject, time.perf_counter()
         return subject
+
+    def _find(self, model: nn.Module) -> LanguageModel:
+        return find_language_model(model, vocab_size=self._vocab_size, adapters=self._adapters)
 
     def measure(self, model: nn.Module, step: int, tokens: int | None = None) -> Measurement:
         """Measures `model` at `step`, after `tokens` training tokens, and records it.
@@ -156,21 +195,31 @@ class Monitor:
         The first call prepares, and raises what `prepare` raises; later calls never raise.
         """
         subject = self.prepare(model, step)
+        if subject.model.device.type == "cuda":
+            # What training has queued there is no cost of measuring.
+            torch.cuda.synchronize(subject.model.device)
+        begun = time.perf_counter()
         moment = Moment(
             run=self.run, attempt=self.attempt, step=step, tokens=tokens, time=datetime.now(UTC)
         )
         measurement = Measurement(moment=moment)
         try:
             if subject.root is not model:
-                found = find_language_model(model, vocab_size=self._vocab_size)
-                subject = self._subject = replace(subject, root=model, model=found)
-            measurement = subject.measure(self._probes, moment)
+                subject = self._subject = replace(subject, root=model, model=self._find(model))
+            measurement = subject.measure(self._probes, moment, self._ranks)
         except Exception as error:
             measurement = measurement.with_failure(Failure.of("measure", error))
-        return self._record(measurement)
+        measurement = self._record(measurement)
+        self.measurements += 1
+        if time.perf_counter() - self._cost_written > _COST_WRITTEN_EVERY:
+            self._write_cost()
+        self.last_seconds = time.perf_counter() - begun
+        self.measured_seconds += self.last_seconds
+        return measurement
 
     def close(self) -> None:
         """Writes what still waits to be written, and stops serving. Never raises."""
+        self._write_cost()
         for sink in self._sinks:
             try:
                 sink.close()
@@ -197,6 +246,15 @@ class Monitor:
         self._say_once(measurement.failures)
         return measurement
 
+    def _begin(self, subject: Subject, after: int, *, new_stimuli: bool) -> int:
+        """Opens the sinks for a new attempt, and returns its number."""
+        if self._store is not None:
+            self._begin_attempt(self._store, subject, after, new_stimuli=new_stimuli)
+            # First of all: what another sink has shown should be found on disk.
+            self._sinks.insert(0, self._store)
+        self._serve(type(subject.model.module).__name__)
+        return self.attempt
+
     def _begin_attempt(
         self, store: ParquetSink, subject: Subject, after: int, *, new_stimuli: bool
     ) -> None:
@@ -212,7 +270,7 @@ class Monitor:
             )
         if new_stimuli:
             store.put("stimuli", 0, stimuli_to_arrow(subject.stimuli))
-        row = attempt_row(
+        self._attempt = attempt_row(
             attempt=self.attempt,
             resumed_from=self._resumed_from,
             seed=self._options.seed,
@@ -225,7 +283,22 @@ class Monitor:
                 **self._config,
             },
         )
-        store.put("attempts", self.attempt, row)
+        store.put("attempts", self.attempt, self._attempt)
+
+    def _write_cost(self) -> None:
+        """Brings the attempt's row up to date; what fails now is written the next time."""
+        now = time.perf_counter()
+        self._cost_written = now
+        if self._store is None or self._attempt is None:
+            return
+        row = with_cost(
+            self._attempt,
+            measurements=self.measurements,
+            measured_seconds=self.measured_seconds,
+            elapsed_seconds=now - self._begun,
+        )
+        with contextlib.suppress(Exception):
+            self._store.put("attempts", self.attempt, row, keep=False)
 
     def _serve(self, model_name: str) -> None:
         address, port = self._metrics

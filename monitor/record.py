@@ -163,6 +163,9 @@ ATTEMPTS = pa.schema(
         ("revision", pa.string()),
         ("versions", pa.string()),
         ("config", pa.string()),
+        ("measurements", pa.int64()),
+        ("measured_seconds", pa.float64()),
+        ("elapsed_seconds", pa.float64()),
     ],
     metadata=_metadata("attempts"),
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from monitor.anatomy import LanguageModel
+from monitor.attention import LayerAttention
 from monitor.capture import NoAttentionError, Observation, observe
 from monitor.probes import Probe
+from monitor.ranks import Ranks, is_sharded, portable, reshard
 from monitor.record import Failure, Measurement, Moment, Reading
 from monitor.stimuli import (
     Stimulus,
@@ -21,6 +25,8 @@ from monitor.stimuli import (
     text_tail,
     windows,
 )
+
+_log = logging.getLogger("phasewatch")
 
 # Longer contexts cost more and show little more: the scores are means over positions.
 _DEFAULT_CONTEXT = 256
@@ -54,13 +60,15 @@ class UnreadableError(ValueError):
 class Subject:
     """A model that was tried out, and what it is measured on.
 
-    `root` is the module that was passed for it, `attention_calls` how many a forward pass makes.
+    `root` is the module that was passed for it, `attention_calls` how many a forward pass makes,
+    `sharded` whether other processes hold a part of its weights.
     """
 
     root: nn.Module
     model: LanguageModel
     stimuli: Mapping[str, Stimulus]
     attention_calls: int | None
+    sharded: bool
 
     @classmethod
     def new(
@@ -94,11 +102,11 @@ class Subject:
 
         Raises `NoAttentionError`, or `ValueError` where the model cannot read the stimuli.
         """
-        attention_calls = None
+        attention_calls, sharded = None, is_sharded(model.module)
         for name, wanted in _wanted(probes, stimuli).items():
             one = stimuli[name].rows(0, 1, torch.device("cpu"))
             try:
-                observation = observe(model, one, **wanted)
+                observation = observe(model, one, **wanted, together=sharded)
             except NoAttentionError:
                 raise
             except Exception as error:
@@ -109,10 +117,24 @@ class Subject:
                 ) from error
             if observation.attention is not None:
                 attention_calls = len(observation.attention)
-        return cls(root=root, model=model, stimuli=stimuli, attention_calls=attention_calls)
+                _warn_of_unseen(model, observation.attention)
+            reshard(model.module)
+        return cls(
+            root=root,
+            model=model,
+            stimuli=stimuli,
+            attention_calls=attention_calls,
+            sharded=sharded,
+        )
 
-    def measure(self, probes: Sequence[Probe], moment: Moment) -> Measurement:
-        """All probes; what raises becomes a failure of the probes that needed it."""
+    def measure(
+        self, probes: Sequence[Probe], moment: Moment, ranks: Ranks | None = None
+    ) -> Measurement:
+        """All probes; what raises becomes a failure of the probes that needed it.
+
+        With several processes all of them call this, and the first one has the result.
+        """
+        ranks = ranks or Ranks()
         wanted = _wanted(probes, self.stimuli)
         observations: dict[str, Observation] = {}
         broken: dict[str, Exception] = {}
@@ -121,16 +143,16 @@ class Subject:
             users = [p.spec.name for p in probes if name in {s for s, _ in p.spec.needs}]
             begun = time.perf_counter()
             try:
-                observations[name] = observe(
-                    self.model, self.stimuli[name], **kinds, attention_calls=self.attention_calls
-                )
+                observation = self._observe(self.stimuli[name], kinds, ranks)
+                if observation is not None:
+                    observations[name] = observation
             except Exception as error:
                 broken[name] = error
             for user in users:
                 # A pass that several probes use is shared out between them.
                 seconds[user] += (time.perf_counter() - begun) / len(users)
         readings, failures = [], []
-        for probe in probes:
+        for probe in probes if ranks.first else ():
             name, needs = probe.spec.name, {stimulus for stimulus, _ in probe.spec.needs}
             begun = time.perf_counter()
             try:
@@ -144,6 +166,39 @@ class Subject:
             moment=moment, readings=tuple(readings), failures=tuple(failures), seconds=seconds
         )
 
+    def _observe(
+        self, stimulus: Stimulus, kinds: Mapping[str, bool], ranks: Ranks
+    ) -> Observation | None:
+        """What the processes saw of their parts of a stimulus, on the first one.
+
+        An error on any of them is raised there.
+        """
+        start, stop = ranks.rows(len(stimulus.tokens))
+        part = stimulus.rows(start, stop, torch.device("cpu"))
+        seen: Observation | Exception
+        try:
+            seen = observe(
+                self.model,
+                part,
+                **kinds,
+                attention_calls=self.attention_calls,
+                together=self.sharded,
+            )
+            # Of the stimulus only its tokens need to travel with it.
+            seen = dataclasses.replace(seen, stimulus=dataclasses.replace(part, targets={}))
+        except Exception as error:
+            seen = portable(error) if ranks.count > 1 else error
+        finally:
+            reshard(self.model.module)
+        parts = []
+        for place, (first, part_seen) in enumerate(ranks.gather((start, seen))):
+            if isinstance(part_seen, Exception):
+                if ranks.count > 1:
+                    part_seen.add_note(f"on process {place} of {ranks.count}")
+                raise part_seen
+            parts.append((first, part_seen))
+        return Observation.join(stimulus, parts) if parts else None
+
 
 def _wanted(probes: Sequence[Probe], stimuli: Mapping[str, Stimulus]) -> dict[str, dict[str, bool]]:
     """What to observe on each stimulus, as keywords of `observe`."""
@@ -153,6 +208,24 @@ def _wanted(probes: Sequence[Probe], stimuli: Mapping[str, Stimulus]) -> dict[st
             if stimulus in stimuli:
                 wanted.setdefault(stimulus, {})[kind] = True
     return wanted
+
+
+def _warn_of_unseen(model: LanguageModel, layers: Sequence[LayerAttention]) -> None:
+    """Says where modules like those that showed attention showed none."""
+    seen = {layer.module for layer in layers}
+    kinds = {type(module) for path, module in model.module.named_modules() if path in seen}
+    unseen = [
+        path
+        for path, module in model.module.named_modules()
+        if type(module) in kinds and not any((s + ".").startswith(path + ".") for s in seen)
+    ]
+    if unseen:
+        _log.warning(
+            "%d layers showed their attention, but none was seen in %s: these are missing from "
+            "every table (adapters= says how to read them)",
+            len(seen),
+            ", ".join(unseen),
+        )
 
 
 def _contexts(model: LanguageModel, options: StimulusOptions) -> list[int]:

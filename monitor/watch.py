@@ -1,7 +1,7 @@
 """Watching a forward pass: what attends in it, and where its logits come from.
 
-A torch function mode sees every call of a torch function, whoever makes it, and global module hooks
-know whose it is. The model's own hooks are not touched.
+A torch function mode sees every call of a torch function, whoever makes it, and hooks, which are
+gone afterwards, know whose it is.
 
 Shapes: `batch` sequences of `position` token ids; `prediction` one position less.
 """
@@ -19,7 +19,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.modules import module as module_hooks
 from torch.overrides import TorchFunctionMode
 
 from monitor.adapters import read_module, recognised, scaled_dot_product, softmax
@@ -150,58 +149,52 @@ class Watch(TorchFunctionMode):
             F.softmax = softmax.FUNCTION
 
 
+# Takes a module, the arguments and keyword arguments of its forward, and what that returned.
+_Read = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]
+
+
 @dataclass(slots=True, eq=False)
 class _Running:
-    """The submodules of a model that are running, outermost first.
-
-    The hooks are torch's global ones, and other threads' modules are passed over.
-    """
+    """The submodules of a model that are running, outermost first."""
 
     model: nn.Module
-    names: dict[int, str] = field(init=False)
-    stack: list[nn.Module] = field(default_factory=list)
+    stack: list[tuple[str, nn.Module]] = field(default_factory=list)
     # How many of them are read as a whole.
     adapted: int = 0
-
-    def __post_init__(self) -> None:
-        self.names = {id(module): name for name, module in self.model.named_modules()}
 
     @property
     def path(self) -> str:
         """The innermost running module's."""
-        return self.names[id(self.stack[-1])] if self.stack else ""
+        return self.stack[-1][0] if self.stack else ""
 
     @contextmanager
-    def followed(
-        self,
-        kinds: tuple[type[nn.Module], ...],
-        read: Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None],
-    ) -> Iterator[None]:
+    def followed(self, kinds: tuple[type[nn.Module], ...], read: _Read) -> Iterator[None]:
         """Inside, modules are followed, and those of certain kinds are read when they have run."""
         thread = threading.get_ident()
 
-        def ours(module: nn.Module) -> bool:
-            return id(module) in self.names and threading.get_ident() == thread
-
-        def enter(module: nn.Module, _inputs: Any) -> None:
-            if ours(module):
-                self.stack.append(module)
+        def enter(name: str, module: nn.Module, _inputs: Any) -> None:
+            if threading.get_ident() == thread:
+                self.stack.append((name, module))
                 self.adapted += isinstance(module, kinds)
 
         def ran(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            if ours(module) and isinstance(module, kinds) and self.adapted == 1:
+            # Of such modules within each other the outermost is read.
+            if threading.get_ident() == thread and self.adapted == 1:
                 read(module, args, kwargs, output)
 
         def leave(module: nn.Module, _inputs: Any, _output: Any) -> None:
-            if ours(module):
+            if threading.get_ident() == thread:
                 self.stack.pop()
                 self.adapted -= isinstance(module, kinds)
 
-        hooks = [module_hooks.register_module_forward_pre_hook(enter)]
-        if kinds:
-            hooks.append(module_hooks.register_module_forward_hook(ran, with_kwargs=True))
-        hooks.append(module_hooks.register_module_forward_hook(leave, always_call=True))
+        # Hooks on every module and not torch's global ones, of which compiled blocks warn.
+        hooks = []
         try:
+            for name, module in self.model.named_modules():
+                hooks.append(module.register_forward_pre_hook(functools.partial(enter, name)))
+                if isinstance(module, kinds):
+                    hooks.append(module.register_forward_hook(ran, with_kwargs=True))
+                hooks.append(module.register_forward_hook(leave, always_call=True))
             yield
         finally:
             for hook in hooks:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from monitor.attention import Scores
+from monitor.attention.rows import HIDDEN
 
 # As torch has it, whatever stands under its name while attention is watched.
 FUNCTION = F.softmax
@@ -22,7 +23,8 @@ def read(
 ) -> Scores | None:
     """The attention whose scores [batch, head, query, key] a softmax over keys is taken of.
 
-    Batch and head may be one dimension. Softmaxes over anything else are none of ours.
+    Batch and head may be one dimension. Softmaxes over anything else are none of ours: without
+    heads a gate, or logits, can have the same shape, and only causal scores are taken for ours.
     """
     if function not in _FUNCTIONS:
         return None
@@ -32,6 +34,8 @@ def read(
     if not last or scores.shape[-2:] != (positions, positions) or not scores.is_floating_point():
         return None
     if scores.ndim == 3 and len(scores) % batch == 0:
+        if len(scores) == batch and not bool((scores[:, :-1, -1] <= HIDDEN).all()):
+            return None
         scores = scores.unflatten(0, (batch, -1))
     return Scores(scores=scores) if scores.ndim == 4 and len(scores) == batch else None
 

@@ -33,7 +33,7 @@ def log_sum_exp(
     All are in float32, and `bias` adds to the scores. None where no kernel does that here.
     """
     kernel = _KERNELS.get(query.device.type)
-    if kernel is None or not _is_right(kernel, query.device, query.shape[-1]):
+    if kernel is None or not _is_right(kernel, query.device, query.shape[-1], bias is not None):
         return None
     try:
         return kernel(query, key, value, bias=bias, is_causal=is_causal, scale=scale)
@@ -69,16 +69,20 @@ _KERNELS: dict[str, Kernel] = {"cpu": _cpu_flash, "cuda": _cuda_efficient}
 
 
 @functools.cache
-def _is_right(kernel: Kernel, device: torch.device, features: int) -> bool:
+def _is_right(kernel: Kernel, device: torch.device, features: int, masked: bool) -> bool:
     """Whether the kernel agrees with plain arithmetic on a small case of its own."""
     generator = torch.Generator().manual_seed(0)
     query, key = torch.randn(
         (2, 1, 2, 40, features), generator=generator, dtype=torch.float32, device="cpu"
     ).to(device)
     scores = query @ key.transpose(-1, -2)
-    scores = scores.masked_fill(torch.ones_like(scores, dtype=torch.bool).triu(1), -torch.inf)
+    hidden = torch.ones_like(scores[:, :1], dtype=torch.bool).triu(1)
+    bias = torch.zeros_like(scores[:, :1]).masked_fill(hidden, -torch.inf)
+    scores += bias
     try:
-        mixed, lse = kernel(query, key, key, bias=None, is_causal=True, scale=1.0)
+        mixed, lse = kernel(
+            query, key, key, bias=bias if masked else None, is_causal=not masked, scale=1.0
+        )
     except (RuntimeError, AttributeError):
         return False
     return torch.allclose(lse, scores.logsumexp(-1), atol=1e-4) and torch.allclose(

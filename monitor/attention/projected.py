@@ -16,6 +16,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -53,9 +54,9 @@ class SelfAttention:
         key: Tensor,
         value: Tensor,
         attn_mask: Tensor | None = None,
-        dropout_p: float = 0.0,  # noqa: ARG003 -- what is measured is the attention without it
+        dropout_p: Any = 0.0,  # noqa: ARG003 -- what is measured is the attention without it
         is_causal: bool = False,
-        scale: float | None = None,
+        scale: Any = None,
         enable_gqa: bool = False,  # noqa: ARG003 -- fewer heads of keys than queries say it too
     ) -> SelfAttention | None:
         """The call of `scaled_dot_product_attention` with these arguments, or None where it is not
@@ -80,7 +81,7 @@ class SelfAttention:
             value=value,
             bias=bias,
             is_causal=is_causal,
-            scale=scale,
+            scale=None if scale is None else float(scale),
             batched=batched,
         )
 

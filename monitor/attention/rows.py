@@ -27,7 +27,8 @@ Rows = tuple[Float[Tensor, "batch head row key"], Bool[Tensor, "#batch #head row
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Pattern:
-    """A whole attention pattern, as an adapter may have it: rows that sum to 1.
+    """A whole attention pattern, as an adapter may have it: rows that sum to 1, or to less where
+    something that is no token (a learned sink, say) takes a share.
 
     `in_view` says which keys a query could attend to; by default all up to its own position where
     no query attends to a later one, else all.

@@ -70,8 +70,8 @@ class ParquetSink:
                 f"were not written: {error}"
             ) from error
 
-    def put(self, table: str, number: int, rows: pa.Table) -> None:
-        """Writes one file of a table; a file already there is set aside first."""
+    def put(self, table: str, number: int, rows: pa.Table, *, keep: bool = True) -> None:
+        """Writes one file of a table; one already there is set aside first, unless not to keep."""
         path = self._folder(table) / f"{number:012d}.parquet"
         _make_folder(path.parent)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -82,7 +82,7 @@ class ParquetSink:
                 pq.write_table(rows, file, compression="zstd", use_dictionary=dictionary)
                 file.flush()
                 os.fsync(file.fileno())
-            if path.exists():
+            if keep and path.exists():
                 self._set_aside(path)
             temporary.replace(path)
         finally:

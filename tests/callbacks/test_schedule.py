@@ -77,3 +77,11 @@ def test_it_reads_as_a_user_would_say_it():
     assert str(Schedule.of(50)) == "every 50 steps"
     assert str(Schedule.of([5, 2])) == "at 2, 5"
     assert str(Schedule.of(None)).endswith("256, 512 and every 1000 steps beyond 512")
+
+
+@pytest.mark.parametrize("wanted", [None, 1, 7, [0, 3, 90], [5]])
+@pytest.mark.parametrize(("first", "last"), [(0, 0), (0, 100), (7, 7), (8, 13), (3, 4096), (9, 5)])
+def test_counting_points(wanted, first, last):
+    schedule = Schedule.of(wanted)
+    points = [step for step in range(first, last + 1) if schedule.due(step, since=step - 1)]
+    assert schedule.count(first, last) == len(points)

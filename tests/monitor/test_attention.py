@@ -213,6 +213,30 @@ def test_kernel_and_blocks_agree(name, monkeypatch):
     torch.testing.assert_close(by_kernel.entropy, by_blocks.entropy, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("wrong", ["raises", "is wrong"])
+def test_a_kernel_that_does_not_do_what_it_should_is_not_used(wrong, monkeypatch):
+    def kernel(query, key, value, *, bias, is_causal, scale):
+        if wrong == "raises":
+            raise RuntimeError("not on this machine")
+        return query, query.sum(-1)
+
+    monkeypatch.setattr(kernels, "_KERNELS", {"cpu": kernel})
+    for name in ("causal flag", "sliding window"):
+        check(reduce(CALLS[name])[0], CALLS[name])
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_the_cuda_kernel_is_called_as_its_schema_says(masked):
+    """Shapes only: nothing here can run it."""
+    query = torch.empty(2, 3, 40, 16, device="meta")
+    bias = torch.empty(1, 1, 40, 40, device="meta") if masked else None
+    mixed, log_sum_exp = kernels._cuda_efficient(
+        query, query, query, bias=bias, is_causal=not masked, scale=0.3
+    )
+    assert mixed.shape == query.shape
+    assert log_sum_exp.shape == query.shape[:-1]
+
+
 @pytest.mark.parametrize("name", CALLS)
 def test_an_output_that_falls_out_is_the_callers_own(name):
     call = {k: v for k, v in CALLS[name].items() if k != "dropout_p"}

@@ -282,16 +282,22 @@ def test_no_attention_is_said_with_what_to_do():
     assert observe(model, STIMULUS, losses=True).losses is not None
 
 
-def global_hooks() -> list:
+def hooks_of(module: nn.Module) -> list:
+    """All that torch keeps of hooks, its own global ones and those of every submodule."""
+    places = [vars(module_hooks), *map(vars, module.modules())]
     return [
-        *module_hooks._global_forward_hooks,
-        *module_hooks._global_forward_pre_hooks,
-        *module_hooks._global_forward_hooks_always_called,
+        list(kept)
+        for place in places
+        for name, kept in place.items()
+        if name.startswith(("_forward", "_global_forward")) and isinstance(kept, dict)
     ]
 
 
-def test_no_global_hook_is_left(model):
-    before = global_hooks()
+def test_no_hook_is_left(model):
+    mine = []
+    model.module.blocks[0].register_forward_hook(lambda *_: mine.append("ran"))
+    before = hooks_of(model.module)
+    assert len(before) > 40
     observe(model, STIMULUS, attention=True)
     observe(model, STIMULUS, attention=True, attention_calls=1)
 
@@ -301,7 +307,8 @@ def test_no_global_hook_is_left(model):
     model.module.blocks[1].attend = fail
     with pytest.raises(RuntimeError, match="out of memory"):
         observe(model, STIMULUS, attention=True)
-    assert global_hooks() == before
+    assert hooks_of(model.module) == before
+    assert mine == ["ran", "ran"]
     assert torch.overrides._get_current_function_mode() is None
 
 

@@ -99,27 +99,39 @@ def estimate(per_sequence: Iterable[tuple[float, float, int]]) -> Estimate:
     )
 
 
-def attention_on(wanted: Wanted, weights: Tensor, tokens: Tensor) -> Estimate:
-    """The mean attention of one head ([batch query key]) on the keys that are wanted."""
+def attention_on(
+    wanted: Wanted, weights: Tensor, tokens: Tensor, visible: Tensor | None = None
+) -> Estimate:
+    """The mean attention of one head ([batch query key]) on the keys that are wanted.
+
+    Queries count whether or not they can see what is wanted; `visible` is [query key], by default
+    all that is not later.
+    """
+    seen = _seen(weights, visible)
     per_sequence = []
     for rows, row_tokens in zip(weights.tolist(), tokens.tolist(), strict=True):
         attended, uniform, queries = 0.0, 0.0, 0
         for query, row in enumerate(rows):
             keys = [k for k in range(query + 1) if wanted(row_tokens, query, k)]
             attended += sum(row[k] for k in keys)
-            uniform += len(keys) / (query + 1)
+            uniform += sum(seen[query][k] for k in keys) / sum(seen[query])
             queries += bool(keys)
         per_sequence.append((attended, uniform, queries))
     return estimate(per_sequence)
 
 
-def entropy(weights: Tensor, *, normalized: bool) -> Estimate:
+def _seen(weights: Tensor, visible: Tensor | None) -> list[list[bool]]:
+    return (torch.ones_like(weights[0]).tril().bool() if visible is None else visible).tolist()
+
+
+def entropy(weights: Tensor, *, normalized: bool, visible: Tensor | None = None) -> Estimate:
     """The mean entropy of one head's rows ([batch query key]), the first row left out."""
+    seen = _seen(weights, visible)
     per_sequence = []
     for rows in weights.tolist():
         total, uniform = 0.0, 0.0
         for query, row in enumerate(rows[1:], start=1):
-            largest = math.log(query + 1)
+            largest = math.log(sum(seen[query]))
             surprise = -sum(p * math.log(p) for p in row if p > 0)
             total += surprise / largest if normalized else surprise
             uniform += 1.0 if normalized else largest
@@ -128,17 +140,41 @@ def entropy(weights: Tensor, *, normalized: bool) -> Estimate:
 
 
 def induction(
-    repeated: list[Tensor], repeated_tokens: Tensor, text: list[Tensor], text_tokens: Tensor
+    repeated: list[Tensor],
+    repeated_tokens: Tensor,
+    text: list[Tensor],
+    text_tokens: Tensor,
+    *,
+    visible: list[Tensor] | None = None,
 ) -> dict[str, list[Estimate]]:
-    """Every field of `induction`, a list over heads of all layers, from each layer's patterns."""
+    """Every field of `induction`, a list over heads of all layers, from each layer's patterns.
+
+    `visible` says, for each layer, which keys a query may see: [#head query key].
+    """
     heads = [layer[:, head] for layer in repeated for head in range(layer.shape[1])]
     on_text = [layer[:, head] for layer in text for head in range(layer.shape[1])]
+    seen: list[Tensor | None] = [None] * len(heads)
+    if visible is not None:
+        layers = zip(visible, repeated, strict=True)
+        seen = [keys for one, layer in layers for keys in one.expand(layer.shape[1], -1, -1)]
     return {
         **{
-            field: [attention_on(wanted, weights, repeated_tokens) for weights in heads]
+            field: [
+                attention_on(wanted, weights, repeated_tokens, keys)
+                for weights, keys in zip(heads, seen, strict=True)
+            ]
             for field, wanted in ON_KEYS.items()
         },
-        "previous_token_text": [attention_on(just_before, w, text_tokens) for w in on_text],
-        "entropy": [entropy(weights, normalized=False) for weights in heads],
-        "normalized_entropy": [entropy(weights, normalized=True) for weights in heads],
+        "previous_token_text": [
+            attention_on(just_before, weights, text_tokens, keys)
+            for weights, keys in zip(on_text, seen, strict=True)
+        ],
+        "entropy": [
+            entropy(weights, normalized=False, visible=keys)
+            for weights, keys in zip(heads, seen, strict=True)
+        ],
+        "normalized_entropy": [
+            entropy(weights, normalized=True, visible=keys)
+            for weights, keys in zip(heads, seen, strict=True)
+        ],
     }

@@ -1,4 +1,4 @@
-"""Tiny language models for the tests: hand-built, trained on the spot, or of Hugging Face's kinds.
+"""Tiny language models written out in full, and their training on repeated tokens.
 
 Shapes: `batch` sequences of `position` token ids, logits over the `vocabulary`.
 """
@@ -6,7 +6,6 @@ Shapes: `batch` sequences of `position` token ids, logits over the `vocabulary`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -111,6 +110,15 @@ def attend_by_hand(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return scores.masked_fill(later, float("-inf")).softmax(-1) @ value
 
 
+def attend_by_sums(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """The softmax written as exponentials over their sum: no function's name gives it away."""
+    later = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool).triu(1)
+    scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
+    shifted = scores.masked_fill(later, float("-inf"))
+    raised = (shifted - shifted.amax(-1, keepdim=True)).exp()
+    return (raised @ value) / raised.sum(-1, keepdim=True)
+
+
 class Bigram(nn.Module):
     """A language model that sees one token, and has no attention."""
 
@@ -155,56 +163,3 @@ def train(
         loss.backward()
         optimizer.step()
         seen(step)
-
-
-# Sizes that all of Hugging Face's kinds below share.
-VOCABULARY, CONTEXT, WIDTH, LAYERS, HEADS = 48, 64, 32, 2, 4
-
-# The same under the names that all but GPT-2 call them by.
-_SIZES = {
-    "vocab_size": VOCABULARY,
-    "max_position_embeddings": CONTEXT,
-    "hidden_size": WIDTH,
-    "intermediate_size": 2 * WIDTH,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": HEADS,
-}
-
-# Far above the usual 0.02: attention of random weights is then far from uniform.
-_SPREAD = {"initializer_range": 0.5, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
-
-
-def gpt2(implementation: str = "sdpa", **options: Any) -> nn.Module:
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    sizes = {"n_positions": CONTEXT, "n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS}
-    settings = {"vocab_size": VOCABULARY, **sizes, **_SPREAD, **options}
-    config = GPT2Config(**settings, attn_implementation=implementation)
-    return _built(GPT2LMHeadModel, config)
-
-
-def llama(implementation: str = "sdpa", **options: Any) -> nn.Module:
-    """With two query heads for each head of the keys."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    settings = {**_SIZES, "num_key_value_heads": HEADS // 2, **_SPREAD, **options}
-    config = LlamaConfig(**settings, attn_implementation=implementation)
-    return _built(LlamaForCausalLM, config)
-
-
-def gpt_neox(implementation: str = "sdpa", **options: Any) -> nn.Module:
-    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
-
-    settings = {**_SIZES, **_SPREAD, **options}
-    config = GPTNeoXConfig(**settings, attn_implementation=implementation)
-    return _built(GPTNeoXForCausalLM, config)
-
-
-HUGGING_FACE = {"gpt2": gpt2, "llama": llama, "gpt_neox": gpt_neox}
-
-
-def _built(kind: type[nn.Module], config: Any) -> nn.Module:
-    # Forked, so that a test's own random stream does not depend on what it builds.
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return kind(config)
