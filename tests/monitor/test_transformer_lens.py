@@ -24,7 +24,7 @@ SEQUENCES, CONTEXT = 6, 40
 def build_bridge():
     """TransformerLens's, whose import silences transformers."""
     verbosity = transformers.logging.get_verbosity()
-    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+    from transformer_lens.model_bridge.sources import build_bridge_from_module
 
     yield build_bridge_from_module
     transformers.logging.set_verbosity(verbosity)
