@@ -17,7 +17,7 @@ import monitor
 from monitor import ranks
 from monitor.capture import NoAttentionError
 from monitor.measure import Monitor
-from monitor.ranks import LostError, Ranks, check_alike, portable
+from monitor.ranks import LostError, _Likeness, portable
 from tests.models import AttentionOnly, attend_causally
 from tests.processes import came_through, meet, run
 from tests.recorded import stimulus
@@ -217,4 +217,5 @@ def test_models_of_any_kind_are_compared():
     odd = nn.ParameterDict({"number": nn.Parameter(torch.tensor(1.0))})
     odd["none"], odd["meta"] = nn.Parameter(torch.ones(0)), nn.Parameter(torch.ones(2).to("meta"))
     for model in (odd, nn.Module(), None):
-        check_alike(model, Ranks())
+        assert _Likeness.of(model).difference(_Likeness.of(model)) is None
+        assert _Likeness.of(model).difference(_Likeness.of(built()))
