@@ -34,12 +34,49 @@ def tokens_in(batch: Any) -> Tensor | None:
     return None
 
 
-def count_tokens(batch: Any) -> int | None:
-    """How many token ids a batch holds, padding left out where a mask shows it; None: unknown."""
+def count_tokens(batch: Any) -> int | Tensor | None:
+    """How many token ids a batch holds, padding left out where a mask shows it; None: unknown.
+
+    The count of a mask is left where the mask is, as a tensor: nothing waits for it yet.
+    """
     if isinstance(batch, Mapping) and isinstance(mask := batch.get("attention_mask"), Tensor):
-        return int(mask.sum())
+        return mask.sum()
     tokens = tokens_in(batch)
     return None if tokens is None else tokens.numel()
+
+
+class TokenCount:
+    """The tokens that a model was trained on, in all processes; unknown once a batch is.
+
+    Args:
+        start: how many there were before; None: unknown.
+        processes: how many see batches such as this one's.
+    """
+
+    def __init__(self, start: int | None, *, processes: int = 1) -> None:
+        self._total: int | Tensor | None = start
+        self._processes = processes
+        self._latest: int | Tensor | None = 0
+
+    def add(self, batch: Any) -> None:
+        """Counts a batch that is about to be trained on."""
+        self._total = self._sum()
+        self._latest = count_tokens(batch)
+
+    def take_back(self) -> None:
+        """Leaves the latest batch out again: training broke off in it."""
+        self._latest = 0
+
+    @property
+    def value(self) -> int | None:
+        """Their number, where it is known."""
+        total = self._sum()
+        return None if total is None else int(total)
+
+    def _sum(self) -> int | Tensor | None:
+        if self._total is None or self._latest is None:
+            return None
+        return self._total + self._latest * self._processes
 
 
 def tokens_of_loader(loader: Any, *, sequences: int) -> Tensor | None:

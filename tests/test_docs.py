@@ -15,9 +15,13 @@ from typer.testing import CliRunner
 
 from monitor.cli import app
 from monitor.demo.model import AttentionOnly
+from monitor.measure import measure
+from tests.models import AttentionBlock, attend_by_sums
+from tests.models import AttentionOnly as BlocksOfAttention
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+MODELS = (ROOT / "docs" / "models.md").read_text()
 
 
 class Module(pl.LightningModule):
@@ -53,6 +57,31 @@ def test_every_python_block_of_the_readme_runs_in_order(tmp_path, monkeypatch):
     assert set(names["heads"]["step"]) >= {0, 1, 2, 100, 200}
     assert names["best"].fetchall()
     assert len(names["tables"]["induction"]) == 6
+
+
+class MyAttention(AttentionBlock):
+    """A module that writes attention in a way that nothing recognises."""
+
+    def __init__(self, block):
+        super().__init__(width=64, heads=4, attend=attend_by_sums)
+        self.load_state_dict(block.state_dict())
+
+    def queries_and_keys(self, residual):
+        joint = self.inputs(self.norm(residual)).unflatten(-1, (3, self.heads, -1))
+        return joint.permute(2, 0, 3, 1, 4)[:2]
+
+
+def test_the_adapter_of_the_page_on_models_reads_what_would_be_recognised():
+    (block,) = re.findall(r"```python\n(.*?)```", MODELS, flags=re.DOTALL)
+    torch.manual_seed(0)
+    model = BlocksOfAttention()
+    expected = measure(model, probes=["induction"])["induction"]
+    model.blocks = torch.nn.ModuleList(map(MyAttention, model.blocks))
+    names = {"model": model, "MyAttention": MyAttention}
+    exec(block, names)
+    found = names["tables"]["induction"]
+    assert (found["prefix_matching"] - expected["prefix_matching"]).abs().max() < 1e-6
+    assert found["validity"].eq("ok").all()
 
 
 def test_the_file_tree_of_the_readme_is_the_file_tree():

@@ -21,10 +21,13 @@ def root(tmp_path):
 
 @pytest.fixture
 def dynamics(root):
-    """Makes callbacks that measure few sequences; metrics only where asked for."""
+    """Makes callbacks that measure few sequences, however long that takes; metrics only where
+    asked for.
+    """
 
     def dynamics(**more):
-        return TrainingDynamics(**({"metrics_port": None, "sequences": 4, "root": root} | more))
+        few = {"metrics_port": None, "sequences": 4, "root": root, "overhead": None}
+        return TrainingDynamics(**(few | more))
 
     return dynamics
 

@@ -38,6 +38,8 @@ def test_everything_by_default(package, tmp_path, monkeypatch):
         port = free.getsockname()[1]
     # Somebody else may use the default one.
     monkeypatch.setitem(TrainingDynamics.__init__.__kwdefaults__, "metrics_port", port)
+    # In so short a training next to nothing would be within the budget.
+    monkeypatch.setitem(TrainingDynamics.__init__.__kwdefaults__, "overhead", None)
     torch.manual_seed(0)
     trainer(package, tmp_path, callbacks=[TrainingDynamics()]).fit(tiny_class(package)(), loader())
     assert steps("runs") == [0, 1, 2, 4, 8]
@@ -73,6 +75,7 @@ def test_from_a_command_line(package, root, monkeypatch):
             "--trainer.callbacks=callbacks.TrainingDynamics",
             f"--trainer.callbacks.root={root}",
             "--trainer.callbacks.schedule=[2,6]",
+            "--trainer.callbacks.overhead=null",
             "--trainer.callbacks.probes=[in_context]",
             "--trainer.callbacks.run=007",
             "--trainer.callbacks.model=net",

@@ -29,7 +29,9 @@ pytestmark = pytest.mark.filterwarnings(*LIGHTNING_WARNINGS)
 def trained(package, tmp_path_factory):
     """8 steps, measured at every other one and with checkpoints saved at 4 and 8."""
     folder = tmp_path_factory.mktemp("trained")
-    watching = TrainingDynamics(folder / "runs", schedule=2, sequences=4, metrics_port=None)
+    watching = TrainingDynamics(
+        folder / "runs", schedule=2, overhead=None, sequences=4, metrics_port=None
+    )
     saving = saver(package, folder / "saved", every_n_train_steps=4)
     val = loader(text(16, seed=1))
     train_tiny(package, folder, watching, saving, val=val, enable_checkpointing=True)

@@ -1,0 +1,137 @@
+"""The callback for the Trainer of transformers: measures while it trains."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import Any
+
+from transformers import TrainerCallback
+
+from callbacks.watching import HeldOut, Watching
+
+# Under this name a checkpoint keeps what belongs to us, among the states of the other callbacks.
+_KEY = "phasewatch"
+
+
+class TrainingDynamics(Watching, TrainerCallback):
+    """Watches a language model while a `transformers.Trainer` trains it.
+
+    Arguments, defaults, tables and metrics are those of `callbacks.TrainingDynamics`, which does
+    the same for Lightning, with these meanings here:
+
+    Args:
+        run: name of the run; default: the one in the checkpoint that training resumes from, else a
+            new one.
+        text: held-out token ids [sequence, position], or a DataLoader of them; default: taken from
+            the evaluation data, else from the training data.
+        model: where the language model is in the Trainer's model; default: the one module in it
+            that maps token ids to logits.
+
+    Raises:
+        ValueError, TypeError: an argument is of no use: here, or before the first training step.
+        NotALanguageModelError: none, or several, were found: before the first training step.
+        NoAttentionError: attention was asked for and the model showed none: likewise.
+
+    Steps are the Trainer's: updates of the weights. Batches are seen by wrapping the Trainer's
+    `training_step` while it trains, so that the tokens in them are counted.
+    With several processes all measure together, each a part of the sequences, and the first one
+    writes: under DDP and FSDP 2. FSDP 1, ZeRO stage 3 and tensor parallelism are refused.
+    The Trainer does not say when it is broken off by an error: metrics are then served until it
+    trains again or the process ends.
+    """
+
+    # While a Trainer trains: it, its own `training_step`, and what stands in for that.
+    _trainer: Any = None
+    _train: Any = None
+    _wrapped: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        """Gets ready to see the first batch."""
+        self._let_go()
+        self._trainer = trainer = _calling_trainer(self)
+        same = [c for c in trainer.callback_handler.callbacks if isinstance(c, TrainingDynamics)]
+        self._key = f"{_KEY}.{same.index(self)}" if len(same) > 1 else _KEY
+        self._resumed = (state.stateful_callbacks or {}).get(self._key)
+        train = self._train = trainer.training_step
+
+        @functools.wraps(train)
+        def training_step(model: Any, inputs: Any, *others: Any, **named: Any) -> Any:
+            # Another callback may have wrapped this in turn, and keep it for longer.
+            if self._train is train:
+                self._see(trainer, inputs)
+            return train(model, inputs, *others, **named)
+
+        self._wrapped = trainer.training_step = training_step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        """Measures where the schedule says so."""
+        self._reached(state.global_step)
+        if self._monitor is not None and state.stateful_callbacks is not None:
+            # Not by the Trainer's own way, `ExportableState`: with that, it cannot save any more
+            # once it went on from a checkpoint that was saved without this callback.
+            state.stateful_callbacks[self._key] = self._state()
+
+    def on_save(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        """Measures what was saved."""
+        self._saved(state.global_step)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        """Ends the attempt."""
+        self._let_go()
+
+    def _see(self, trainer: Any, batch: Any) -> None:
+        """Sees a batch that is about to be trained on; begins with the first."""
+        if self._monitor is None:
+            args = trainer.args
+            self._begin(
+                trainer.model,
+                step=trainer.state.global_step,
+                last=trainer.state.max_steps,
+                held_out=_loaders(trainer),
+                batch=batch,
+                config={
+                    "module": type(trainer.model).__name__,
+                    "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "32",
+                    "accumulate_grad_batches": args.gradient_accumulation_steps,
+                },
+            )
+        self._count(batch)
+
+    def _let_go(self) -> None:
+        """Ends the attempt that is under way, and gives the Trainer its own step back."""
+        self._end()
+        if self._trainer is not None:
+            if vars(self._trainer).get("training_step") is self._wrapped:
+                del self._trainer.training_step
+                if self._trainer.training_step != self._train:
+                    # It was one of the instance, and not of the class.
+                    self._trainer.training_step = self._train
+            self._trainer = self._train = self._wrapped = None
+
+
+def _calling_trainer(callback: TrainerCallback) -> Any:
+    """The Trainer that is calling: callbacks are not told which it is."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        handler = getattr(caller, "callback_handler", None)
+        if any(one is callback for one in getattr(handler, "callbacks", ())):
+            return caller
+        frame = frame.f_back
+    raise RuntimeError(
+        "TrainingDynamics was called by something else than a transformers.Trainer that has it "
+        "among its callbacks: pass it as Trainer(callbacks=[...]), and in a loop of your own use "
+        "monitor.measure.Monitor"
+    )
+
+
+def _loaders(trainer: Any) -> HeldOut:
+    """Where held-out text may be, as the Trainer itself would load it."""
+    held_out = trainer.eval_dataset
+    names = list(held_out) if isinstance(held_out, dict) else [None]
+    evaluation = [
+        ("evaluation data", functools.partial(trainer.get_eval_dataloader, name)) for name in names
+    ]
+    training = ("training data", lambda: trainer.callback_handler.train_dataloader)
+    return [*(evaluation if held_out is not None else ()), training]

@@ -1,0 +1,258 @@
+"""One training under watch: what is the same for every trainer."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import operator
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from callbacks.pace import Pace, check_overhead
+from callbacks.schedule import Schedule
+from callbacks.tokens import TokenCount, tokens_in, tokens_of_loader
+from monitor.adapters import ModuleAdapter, check_adapters
+from monitor.anatomy import LanguageModel, find_language_model
+from monitor.measure import Monitor
+from monitor.probes import select
+from monitor.ranks import Ranks, reshard
+from monitor.record import check_run_name
+from monitor.sinks import Sink, check_port
+from monitor.stimuli import SHORTEST_CONTEXT, check_text
+from monitor.untouched import untouched
+
+_log = logging.getLogger("phasewatch")
+
+HeldOut = Sequence[tuple[str, Callable[[], Any]]]
+"""Data loaders in which to look for held-out text, in turn: what each is called, and how to get it.
+"""
+
+
+class Watching:
+    """Measures a language model while a trainer trains it.
+
+    The trainers' own callbacks inherit this; `callbacks.lightning.TrainingDynamics` documents the
+    arguments. They say how training goes, on every process alike: `_begin` before the first step,
+    `_count` for each batch, `_reached` after each step, `_saved` for each checkpoint, `_end`. What
+    depends on clocks or on the data of a process is decided by the first one for all.
+    """
+
+    def __init__(
+        self,
+        root: str | Path = "runs",
+        *,
+        run: str | None = None,
+        probes: list[str] | None = None,
+        text: Any = None,
+        schedule: int | list[int] | None = None,
+        overhead: float | None = 0.02,
+        model: str | Callable[[nn.Module], nn.Module] | None = None,
+        vocab_size: int | None = None,
+        adapters: Mapping[type[nn.Module], ModuleAdapter] | None = None,
+        metrics_port: int | None = 9464,
+        metrics_address: str = "127.0.0.1",
+        seed: int = 0,
+        context: int | None = None,
+        sequences: int = 16,
+        sinks: Sequence[Sink] = (),
+    ) -> None:
+        select(probes)
+        if run is not None:
+            check_run_name(run)
+        check_port(metrics_port)
+        if text is not None and not isinstance(text, DataLoader):
+            check_text(text)
+        self._root = Path(root)
+        self._run = run
+        self._text = text
+        self._schedule = Schedule.of(schedule)
+        self._overhead = check_overhead(overhead)
+        self._model = model
+        self._finding: dict[str, Any] = {
+            "vocab_size": vocab_size,
+            "adapters": check_adapters(adapters),
+        }
+        self._measuring: dict[str, Any] = {
+            "probes": probes,
+            "seed": seed,
+            "context": context,
+            "sequences": sequences,
+            "metrics_address": metrics_address,
+            "sinks": sinks,
+        }
+        self._port = metrics_port
+        self._monitor: Monitor | None = None
+        self._resumed: Mapping[str, Any] | None = None
+
+    @property
+    def monitor(self) -> Monitor | None:
+        """The monitor of the training that is under way, or None."""
+        return self._monitor
+
+    def _begin(
+        self,
+        module: nn.Module,
+        *,
+        step: int,
+        last: float,
+        held_out: HeldOut,
+        batch: Any,
+        config: Mapping[str, Any],
+        dry: bool = False,
+    ) -> None:
+        """Begins before step `step` of a training that ends at `last`, on all processes.
+
+        The model is looked for in `module`, held-out text in `held_out` and then in the first
+        `batch`. In a `dry` training nothing is written.
+        """
+        resumed = self._resumed if step > 0 else None
+        if not dry:
+            self._schedule.check_fires(last)
+        self._ranks = Ranks.here()
+        model = self._ranks.agree(
+            lambda: find_language_model(self._named_module(module), **self._finding)
+        )
+        reshard(model.module)
+        text, source = self._ranks.share(lambda: self._find_text(model, held_out, batch))
+        monitor = Monitor(
+            None if dry else self._root,
+            run=self._run or (resumed or {}).get("run"),
+            text=text,
+            resumed_from=step if resumed else None,
+            metrics_port=None if dry else self._port,
+            config={
+                "schedule": str(self._schedule),
+                "overhead": self._overhead,
+                "text": source,
+                "world_size": self._ranks.count,
+                **config,
+            },
+            **self._finding,
+            **self._measuring,
+        )
+        monitor.prepare(model.module, step)
+        self._monitor, self._language_model = monitor, model.module
+        # Not every trainer says when it is broken off.
+        self._closing = weakref.finalize(self, monitor.close)
+        known = resumed.get("tokens") if resumed else (0 if step == 0 else None)
+        self._tokens = TokenCount(known, processes=self._ranks.count)
+        self._measured_step = step if resumed else None
+        self._seen_step = step
+        self._pace = Pace(overhead=self._overhead, schedule=self._schedule, first=step, last=last)
+        if self._schedule.due(step, since=step - 1):
+            self._measure(step)
+
+    def _count(self, batch: Any) -> None:
+        """Counts the tokens of a batch that is about to be trained on."""
+        if self._monitor is not None:
+            self._tokens.add(batch)
+
+    def _reached(self, step: int) -> None:
+        """Measures where the schedule says so and the overhead allows it."""
+        if self._monitor is None:
+            return
+        # Steps may be passed over: several optimizers take several at a time.
+        due = self._schedule.due(step, since=self._seen_step)
+        self._seen_step = step
+        if due and self._measured_step != step and self._ranks.share(lambda: self._admits(step)):
+            self._measure(step)
+
+    def _saved(self, step: int) -> None:
+        """Measures what is, or was, saved."""
+        self._measure(step)
+
+    def _state(self) -> dict[str, Any]:
+        """What travels in a checkpoint: the run, and the training tokens seen."""
+        if self._monitor is None:
+            return dict(self._resumed or {})
+        return {"run": self._monitor.run, "tokens": self._tokens.value}
+
+    def _end(self) -> None:
+        if self._monitor is not None:
+            self._resumed = self._state()
+            self._monitor = None
+            self._closing()
+
+    def _admits(self, step: int) -> bool:
+        monitor = self._monitor
+        return monitor is not None and self._pace.admits(
+            step, spent=monitor.measured_seconds, cost=monitor.last_seconds
+        )
+
+    def _measure(self, step: int) -> None:
+        """Measures, once for each step."""
+        if self._monitor is not None and self._measured_step != step:
+            self._measured_step = step
+            self._monitor.measure(self._language_model, step=step, tokens=self._tokens.value)
+
+    def _named_module(self, module: nn.Module) -> nn.Module:
+        """What the user named to be looked into."""
+        if self._model is None:
+            found: Any = module
+        elif isinstance(self._model, str):
+            try:
+                found = operator.attrgetter(self._model)(module)
+            except AttributeError as error:
+                children = ", ".join(name for name, _ in module.named_children())
+                raise ValueError(
+                    f"model={self._model!r}: {type(module).__name__} has no such attribute "
+                    f"({error}); its modules are: {children}"
+                ) from error
+        else:
+            found = self._model(module)
+        if not isinstance(found, nn.Module):
+            raise TypeError(f"model={self._model!r} gave {type(found).__name__}, not a module")
+        return found
+
+    def _find_text(
+        self, model: LanguageModel, held_out: HeldOut, batch: Any
+    ) -> tuple[Tensor | None, str]:
+        """Held-out token ids, and where they are from."""
+        if isinstance(self._text, Tensor):
+            return self._text, "text="
+        sequences = self._measuring["sequences"]
+        with untouched(model.module):
+            if self._text is not None:
+                tokens = tokens_of_loader(self._text, sequences=sequences)
+                if tokens is None:
+                    tokens = tokens_in(next(iter(self._text)))
+                if tokens is None:
+                    raise ValueError(
+                        "text=: the DataLoader yields no token ids: expected batches that are, or "
+                        "hold, an integer tensor [sequence, position]"
+                    )
+                return tokens, "text="
+            for source, loader in held_out:
+
+                def take(loader: Callable[[], Any] = loader) -> Tensor | None:
+                    return tokens_of_loader(loader(), sequences=sequences)
+
+                tokens = self._usable(take, model)
+                if tokens is not None:
+                    return tokens, source
+        tokens = self._usable(functools.partial(tokens_in, batch), model)
+        if tokens is not None:
+            return tokens, "first training batch"
+        _log.warning(
+            "no token ids found in the data held out or in a training batch (%s): measuring "
+            "without held-out text; pass token ids [sequence, position] with text=",
+            type(batch).__name__,
+        )
+        return None, "none"
+
+    def _usable(self, take: Callable[[], Tensor | None], model: LanguageModel) -> Tensor | None:
+        """What `take` finds where it can serve as text: data may hold matrices of other things."""
+        shortest = self._measuring["context"] or SHORTEST_CONTEXT
+        try:
+            tokens = take()
+            if tokens is None or tokens.shape[1] < shortest:
+                return None
+            return check_text(tokens, vocab_size=model.vocab_size)
+        except Exception as error:
+            _log.info("no text in data where it was looked for: %s", error)
+            return None
