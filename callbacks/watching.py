@@ -20,7 +20,7 @@ from monitor.adapters import ModuleAdapter, check_adapters
 from monitor.anatomy import LanguageModel, find_language_model
 from monitor.measure import Monitor
 from monitor.probes import select
-from monitor.ranks import Ranks, reshard
+from monitor.ranks import LostError, Ranks
 from monitor.record import check_run_name
 from monitor.sinks import Sink, check_port
 from monitor.stimuli import SHORTEST_CONTEXT, check_text
@@ -117,7 +117,6 @@ class Watching:
         model = self._ranks.agree(
             lambda: find_language_model(self._named_module(module), **self._finding)
         )
-        reshard(model.module)
         text, source = self._ranks.share(lambda: self._find_text(model, held_out, batch))
         monitor = Monitor(
             None if dry else self._root,
@@ -159,7 +158,7 @@ class Watching:
         # Steps may be passed over: several optimizers take several at a time.
         due = self._schedule.due(step, since=self._seen_step)
         self._seen_step = step
-        if due and self._measured_step != step and self._ranks.share(lambda: self._admits(step)):
+        if due and self._measured_step != step and self._admitted(step):
             self._measure(step)
 
     def _saved(self, step: int) -> None:
@@ -177,6 +176,14 @@ class Watching:
             self._resumed = self._state()
             self._monitor = None
             self._closing()
+
+    def _admitted(self, step: int) -> bool:
+        """What the first process decides; its clock is the one that counts."""
+        try:
+            return self._ranks.share(lambda: self._admits(step))
+        except LostError:
+            # The monitor says so, and records it.
+            return True
 
     def _admits(self, step: int) -> bool:
         monitor = self._monitor
