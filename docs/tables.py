@@ -26,7 +26,11 @@ _RECORDS = """\
 
 - `attempts`: a row for each start of a run: `attempt`, `started`, `resumed_from` (the step of the
   checkpoint), `seed`, `parameters` (their number), `host`, `revision` (of the code in the working
-  folder), `versions` and `config` (JSON).
+  folder), `versions` and `config` (JSON); and what measuring cost: `measurements` (how many),
+  `measured_seconds` (what they took, sinks included) and `elapsed_seconds` (since the attempt
+  began), so that `measured_seconds / elapsed_seconds` is its share of the time. With several
+  processes these are the first one's. They are brought up to date with a measurement, at most every
+  ten seconds, and at the end.
 - `stimuli`: a row for each sequence on which is measured: `stimulus`, `sequence`, `period` (-1: not
   repeated) and `token_ids`.
 - `failures`: a row for each probe or sink that raised: `step`, `tokens`, `time`, `attempt`, `part`,

@@ -99,6 +99,8 @@ class Monitor:
         metrics_address: the address to listen on.
         sinks: where measurements go besides; they are closed with the monitor.
         config: whatever else should be written with the attempt (JSON).
+        ranks: the processes that measure together; default: all that train together. With `Ranks()`
+            each measures for itself, a model of its own say, and needs a run or root of its own.
 
     With several processes (DDP, FSDP2) make one and call it on each of them, at the same steps,
     once torch.distributed is initialised and the model wrapped. Each reads a part of the stimuli;
@@ -130,8 +132,10 @@ class Monitor:
         metrics_address: str = "127.0.0.1",
         sinks: Sequence[Sink] = (),
         config: Mapping[str, Any] | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
-        self._ranks = Ranks.here()
+        self._ranks = Ranks.here() if ranks is None else ranks
+        self._all_processes = ranks is None
 
         def checked() -> tuple[StimulusOptions, tuple[Probe, ...], dict[Any, ModuleAdapter]]:
             check_port(metrics_port)
@@ -172,7 +176,7 @@ class Monitor:
         if self._subject is not None:
             return self._subject
         ranks, store = self._ranks, self._store
-        if not ranks.current:
+        if self._all_processes and not ranks.current:
             raise ValueError(
                 "torch.distributed was initialised, or ended, after this Monitor was made for "
                 f"{ranks.count} processes: make it between the two, on each of them"

@@ -193,6 +193,8 @@ def check_alike(model: nn.Module, ranks: Ranks) -> None:
     divided in a way that cannot be measured.
     """
     ranks.agree(lambda: isinstance(model, nn.Module) and is_sharded(model))
+    if ranks.group is None:
+        return
     found = ranks.gather(_Likeness.of(model))
 
     def compare() -> None:

@@ -31,6 +31,9 @@ from tests.callbacks.tiny import CONTEXT, VOCABULARY, TinyLM, text
         ({"text": text() - VOCABULARY}, ValueError, "token ids from -32 to -1"),
         ({"metrics_port": 70_000}, ValueError, "metrics_port=70000"),
         ({"metrics_port": -1}, ValueError, "metrics_port=-1"),
+        ({"adapters": [nn.Linear]}, TypeError, "expected a dictionary from classes of modules"),
+        ({"adapters": {"Linear": len}}, TypeError, "adapters has the entry 'Linear'"),
+        ({"adapters": {nn.Linear: 3}}, TypeError, "adapters has the entry"),
     ],
 )
 def test_arguments_that_are_refused_at_once(tmp_path, arguments, error, message):

@@ -16,8 +16,8 @@ from torch import nn
 import monitor
 from monitor import ranks
 from monitor.capture import NoAttentionError
-from monitor.measure import Monitor
-from monitor.ranks import LostError, Ranks, check_alike, portable
+from monitor.measure import Monitor, measure
+from monitor.ranks import LostError, Ranks, _Likeness, portable
 from tests.models import AttentionOnly, attend_causally
 from tests.processes import came_through, meet, run
 from tests.recorded import stimulus
@@ -147,6 +147,17 @@ def at_another_time(root: Path) -> None:
     assert monitor.tables(root) == []
 
 
+def each_for_itself(root: Path) -> None:
+    """Every process trains a model of its own, and not all measure theirs."""
+    rank = dist.get_rank()
+    if rank > 0:
+        with Monitor(root, run=f"r{rank}", ranks=Ranks(), sequences=4) as watch:
+            expected = measure(built(seed=rank), sequences=4)["in_context"]
+            found = watch.measure(built(seed=rank), step=rank).frame("in_context")
+        assert found["repeat_later"].tolist() == expected["repeat_later"].tolist()
+        assert monitor.read(root, "in_context", run=f"r{rank}")["step"].tolist() == [rank]
+
+
 def made_by_one(root: Path) -> None:
     ranks.PATIENCE = timedelta(seconds=2)
     if dist.get_rank() == 0:
@@ -163,6 +174,7 @@ SCENARIOS = {
     "other models": other_models,
     "goes on": goes_on,
     "at another time": at_another_time,
+    "each for itself": each_for_itself,
     # At last: processes number their groups, and out of step from here.
     "made by one": made_by_one,
 }
@@ -217,4 +229,5 @@ def test_models_of_any_kind_are_compared():
     odd = nn.ParameterDict({"number": nn.Parameter(torch.tensor(1.0))})
     odd["none"], odd["meta"] = nn.Parameter(torch.ones(0)), nn.Parameter(torch.ones(2).to("meta"))
     for model in (odd, nn.Module(), None):
-        check_alike(model, Ranks())
+        assert _Likeness.of(model).difference(_Likeness.of(model)) is None
+        assert _Likeness.of(model).difference(_Likeness.of(built()))
