@@ -41,10 +41,8 @@ class TrainingDynamics(Watching, TrainerCallback):
     trains again or the process ends.
     """
 
-    # While a Trainer trains: it, its own `training_step`, and what stands in for that.
+    # While it trains.
     _trainer: Any = None
-    _train: Any = None
-    _wrapped: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         """Gets ready to see the first batch."""
@@ -53,16 +51,8 @@ class TrainingDynamics(Watching, TrainerCallback):
         same = [c for c in trainer.callback_handler.callbacks if isinstance(c, TrainingDynamics)]
         self._key = f"{_KEY}.{same.index(self)}" if len(same) > 1 else _KEY
         self._resumed = (state.stateful_callbacks or {}).get(self._key)
-        train = self._train = trainer.training_step
-
-        @functools.wraps(train)
-        def training_step(model: Any, inputs: Any, *others: Any, **named: Any) -> Any:
-            # Another callback may have wrapped this in turn, and keep it for longer.
-            if self._train is train:
-                self._see(trainer, inputs)
-            return train(model, inputs, *others, **named)
-
-        self._wrapped = trainer.training_step = training_step
+        if not isinstance(trainer.training_step, _ShowingStep):
+            trainer.training_step = _ShowingStep(trainer)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         """Measures where the schedule says so."""
@@ -80,8 +70,10 @@ class TrainingDynamics(Watching, TrainerCallback):
         """Ends the attempt."""
         self._let_go()
 
-    def _see(self, trainer: Any, batch: Any) -> None:
-        """Sees a batch that is about to be trained on; begins with the first."""
+    def see(self, trainer: Any, batch: Any) -> None:
+        """Sees a batch that `trainer` is about to train on; begins with the first."""
+        if trainer is not self._trainer:
+            return
         if self._monitor is None:
             args = trainer.args
             self._begin(
@@ -101,13 +93,34 @@ class TrainingDynamics(Watching, TrainerCallback):
     def _let_go(self) -> None:
         """Ends the attempt that is under way, and gives the Trainer its own step back."""
         self._end()
-        if self._trainer is not None:
-            if vars(self._trainer).get("training_step") is self._wrapped:
-                del self._trainer.training_step
-                if self._trainer.training_step != self._train:
-                    # It was one of the instance, and not of the class.
-                    self._trainer.training_step = self._train
-            self._trainer = self._train = self._wrapped = None
+        showing = vars(self._trainer).get("training_step") if self._trainer is not None else None
+        if isinstance(showing, _ShowingStep):
+            showing.undo(self._trainer)
+        self._trainer = None
+
+
+class _ShowingStep:
+    """A Trainer's `training_step` that shows every batch to our callbacks before.
+
+    Callbacks are told of steps, and never see a batch.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+        self._own = trainer.training_step
+        self._own_of_the_instance = vars(trainer).get("training_step")
+        functools.update_wrapper(self, self._own)
+
+    def __call__(self, model: Any, inputs: Any, *others: Any, **named: Any) -> Any:
+        for callback in self._trainer.callback_handler.callbacks:
+            if isinstance(callback, TrainingDynamics):
+                callback.see(self._trainer, inputs)
+        return self._own(model, inputs, *others, **named)
+
+    def undo(self, trainer: Any) -> None:
+        del trainer.training_step
+        if self._own_of_the_instance is not None:
+            trainer.training_step = self._own
 
 
 def _calling_trainer(callback: TrainerCallback) -> Any:
