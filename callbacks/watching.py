@@ -20,7 +20,7 @@ from monitor.adapters import ModuleAdapter, check_adapters
 from monitor.anatomy import LanguageModel, find_language_model
 from monitor.measure import Monitor
 from monitor.probes import select
-from monitor.ranks import LostError, Ranks
+from monitor.ranks import LostError, Ranks, check_alike
 from monitor.record import check_run_name
 from monitor.sinks import Sink, check_port
 from monitor.stimuli import SHORTEST_CONTEXT, check_text
@@ -114,6 +114,8 @@ class Watching:
         if not dry:
             self._schedule.check_fires(last)
         self._ranks = Ranks.here()
+        # Before anything runs: what is divided within its layers may not run as it is.
+        check_alike(module, self._ranks)
         model = self._ranks.agree(
             lambda: find_language_model(self._named_module(module), **self._finding)
         )
@@ -131,6 +133,7 @@ class Watching:
                 "world_size": self._ranks.count,
                 **config,
             },
+            ranks=self._ranks,
             **self._finding,
             **self._measuring,
         )
