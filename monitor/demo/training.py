@@ -45,6 +45,8 @@ def run(*, steps: int, seed: int, root: Path, port: int) -> None:
         run=name,
         text=_windows(text.held_out, context, stride=context),
         schedule=[*range(0, steps, _MEASURED_EVERY), steps],
+        # Dense on purpose: who watches for a minute wants to see it happen, whatever it costs.
+        overhead=None,
         metrics_port=port,
         seed=seed,
         sequences=_SEQUENCES,
