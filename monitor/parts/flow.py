@@ -20,7 +20,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.modules import module as module_hooks
 from torch.overrides import TorchFunctionMode
 
 from monitor.anatomy import LanguageModel
@@ -116,6 +115,7 @@ _INSIDE = ((F, "linear"), (F, "scaled_dot_product_attention"), (torch, "bmm"), (
 class _Flow(TorchFunctionMode):
     def __init__(self, model: nn.Module, tokens: Tensor, see: See) -> None:
         super().__init__()
+        self._model = model
         self._tokens = tokens
         self._show = see
         self._names = {id(module): name for name, module in model.named_modules()}
@@ -127,13 +127,14 @@ class _Flow(TorchFunctionMode):
 
     @contextmanager
     def flowing(self) -> Iterator[None]:
-        hooks = [
-            module_hooks.register_module_forward_pre_hook(self._enter),
-            module_hooks.register_module_forward_hook(
-                self._leave, with_kwargs=True, always_call=True
-            ),
-        ]
+        hooks = []
         try:
+            # Not torch's global hooks: it never forgets that there was one that takes keywords.
+            for module in self._model.modules():
+                hooks.append(module.register_forward_pre_hook(self._enter))
+                hooks.append(
+                    module.register_forward_hook(self._leave, with_kwargs=True, always_call=True)
+                )
             with self:
                 yield
         finally:
@@ -230,11 +231,8 @@ class _Flow(TorchFunctionMode):
         self._counts[path, kind] += 1
         self._show(Tap(path, kind, number), tensor, linear)
 
-    def _ours(self, module: nn.Module) -> bool:
-        return id(module) in self._names and threading.get_ident() == self._thread
-
     def _enter(self, module: nn.Module, inputs: Any) -> None:
-        if not self._ours(module):
+        if threading.get_ident() != self._thread:
             return
         path = self._names[id(module)]
         number = self._counts[path, "entered"]
@@ -244,7 +242,7 @@ class _Flow(TorchFunctionMode):
             self._show(Tap(path, "input", number), given, None)
 
     def _leave(self, module: nn.Module, inputs: Any, *keywords_and_output: Any) -> None:
-        if not self._ours(module):
+        if threading.get_ident() != self._thread:
             return
         path, number = self._running.pop()
         # Where the module raised, torch leaves the keywords out.

@@ -19,6 +19,7 @@ from monitor import capture, watch
 from monitor.anatomy import find_language_model
 from monitor.capture import NoAttentionError, observe
 from monitor.stimuli import repeated, repeated_from, text_stimulus
+from tests.hooks import hooks_of
 from tests.models import AttentionOnly, Bigram, PlantedInduction
 from tests.oracles.attention import ON_KEYS, attention_on
 
@@ -280,17 +281,6 @@ def test_no_attention_is_said_with_what_to_do():
     with pytest.raises(NoAttentionError, match=message):
         observe(model, STIMULUS, attention=True)
     assert observe(model, STIMULUS, losses=True).losses is not None
-
-
-def hooks_of(module: nn.Module) -> list:
-    """All that torch keeps of hooks, its own global ones and those of every submodule."""
-    places = [vars(module_hooks), *map(vars, module.modules())]
-    return [
-        list(kept)
-        for place in places
-        for name, kept in place.items()
-        if name.startswith(("_forward", "_global_forward")) and isinstance(kept, dict)
-    ]
 
 
 def test_no_hook_is_left(model):

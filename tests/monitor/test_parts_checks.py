@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from monitor.anatomy import find_language_model
 from monitor.parts import activations, find_parts, verify
+from tests.hooks import hooks_of
 from tests.models import AttentionOnly, PlantedInduction
 from tests.monitor.test_parts import (
     HEADS,
@@ -339,13 +340,14 @@ def test_everything_is_as_it_was(family):
     model = hugging_face(family, "sdpa").train()
     model.register_forward_hook(lambda *_: None)
     model(TOKENS).logits.logsumexp(-1).mean().backward()
-    before = state(model)
+    before, hooks = state(model), hooks_of(model)
     parts = found(model)
     activations(parts, TOKENS)
     for block in parts.blocks:
         _ = block.w_q, block.w_o, block.w_out
     assert verify(parts) == {}
     assert state(model) == before
+    assert hooks_of(model) == hooks
 
 
 def test_adapters_are_as_they_were():
