@@ -241,7 +241,7 @@ class _Flow(TorchFunctionMode):
         if (given := _first(inputs)) is not None:
             self._show(Tap(path, "input", number), given, None)
 
-    def _leave(self, module: nn.Module, inputs: Any, *keywords_and_output: Any) -> None:
+    def _leave(self, _module: nn.Module, inputs: Any, *keywords_and_output: Any) -> None:
         if threading.get_ident() != self._thread:
             return
         path, number = self._running.pop()

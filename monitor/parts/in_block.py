@@ -227,7 +227,8 @@ class _Search:
                 if scaled:
                     scales = torch.linalg.lstsq(matrix, change[:, None]).solution[:, 0]
                 apart = float((change - matrix @ scales).abs().max()) / size
-                if apart < best[0] and float(scales.abs().min()) > 1e-3:
+                # Of those that are the same up to the solver's rounding the first is the innermost.
+                if apart < best[0] - 1e-3 and float(scales.abs().min()) > 1e-3:
                     best = apart, pair, tuple(scales.tolist())
             if best[1]:
                 break
