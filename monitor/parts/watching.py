@@ -1,0 +1,134 @@
+"""Seeing a model's activations by their names, as they pass.
+
+Shapes: `batch` sequences of `position` token ids; `feature` of the residual stream, `neuron` of an
+MLP, `head` query heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
+from typing import Literal, get_args
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from monitor.parts.blocks import Parts
+from monitor.parts.flow import Map, Tap, rows, run
+
+Site = Literal[
+    "residual_before",
+    "attention_input",
+    "query",
+    "key",
+    "value",
+    "mixed",
+    "attention_write",
+    "residual_middle",
+    "mlp_input",
+    "mlp_pre",
+    "mlp_post",
+    "mlp_write",
+    "residual_after",
+    "embedding_norm_input",
+    "unembedding_input",
+    "unembedding_output",
+]
+SITES: tuple[Site, ...] = get_args(Site)
+
+_PER_HEAD = ("query", "key", "value", "mixed")
+
+
+class _SeenEnough(Exception):  # noqa: N818 -- it is no error
+    """Ends a pass of which everything wanted was seen."""
+
+
+See = Callable[[Site, int, Float[Tensor, "batch ..."]], None]
+
+
+def watch(
+    parts: Parts,
+    tokens: Int[Tensor, "batch position"],
+    see: See,
+    *,
+    sites: Collection[Site] = SITES,
+    layers: Collection[int] | None = None,
+) -> None:
+    """Runs the model on `tokens` and calls `see(site, layer, tensor)` for what passes the `sites`
+    of the `layers` (None: all), in passing order; sites of no block have layer -1. The pass ends
+    when everything was seen. Nothing is kept here: what `see` wants to keep it must clone.
+
+    Tensors are [batch position feature] or [batch position neuron], for queries, keys, values and
+    mixed values [batch head position feature]: as attention gets them, so that keys and values
+    may have fewer heads. What is written is what is added to the stream, but for a scale (that of
+    `Write`). A site that a block lacks is not seen: its `reasons` say why.
+
+    Raises `ValueError` for a site or a layer that does not exist.
+    """
+    if unknown := set(sites) - set(SITES):
+        raise ValueError(f"sites={sorted(unknown)}: expected some of {', '.join(SITES)}")
+    if layers is not None and (absent := set(layers) - set(range(-1, len(parts.blocks)))):
+        raise ValueError(
+            f"layers={sorted(absent)}: expected layers of a model with {len(parts.blocks)} blocks, "
+            "or -1 for what is in none"
+        )
+    wanted = _wanted(parts, sites, layers)
+    left = set(wanted)
+
+    def show(tap: Tap, tensor: Tensor, _linear: Map | None) -> None:
+        for site, layer in wanted.get(tap, ()):
+            named: Tensor | None = tensor
+            if site not in _PER_HEAD:
+                named = rows(tensor, tokens, transposed=tap in parts.position_first)
+            if site == "mlp_pre" and named is not None:
+                named = named[..., _pre_columns(parts, layer).to(named.device)]
+            if named is not None:
+                see(site, layer, named)
+        left.discard(tap)
+        if not left:
+            raise _SeenEnough
+
+    if wanted:
+        with suppress(_SeenEnough):
+            run(parts.model, tokens.to(parts.model.device), show)
+
+
+def activations(
+    parts: Parts,
+    tokens: Int[Tensor, "batch position"],
+    *,
+    sites: Collection[Site] = SITES,
+    layers: Collection[int] | None = None,
+) -> dict[tuple[Site, int], Float[Tensor, "batch ..."]]:
+    """What `watch` sees, all of it at once: for small batches, few sites or few layers."""
+    kept: dict[tuple[Site, int], Tensor] = {}
+
+    def keep(site: Site, layer: int, tensor: Tensor) -> None:
+        kept[site, layer] = tensor.clone()
+
+    watch(parts, tokens, keep, sites=sites, layers=layers)
+    return kept
+
+
+def _wanted(
+    parts: Parts, sites: Collection[Site], layers: Collection[int] | None
+) -> dict[Tap, list[tuple[Site, int]]]:
+    """Which sites are where."""
+    wanted: dict[Tap, list[tuple[Site, int]]] = {}
+    owners: list[tuple[int, Mapping[str, Tap]]] = [
+        *((block.layer, block.taps) for block in parts.blocks),
+        (-1, parts.taps),
+    ]
+    for layer, taps in owners:
+        for site in SITES:
+            if site in taps and site in sites and (layers is None or layer in layers):
+                wanted.setdefault(taps[site], []).append((site, layer))
+    return wanted
+
+
+def _pre_columns(parts: Parts, layer: int) -> Int[Tensor, " neuron"]:
+    neurons = parts.blocks[layer].neurons
+    columns = None if neurons is None else neurons.pre_columns
+    if columns is None:
+        raise AssertionError("a block with pre-activations has neurons")
+    return columns
