@@ -13,22 +13,41 @@ from callbacks.schedule import Schedule
 
 _log = logging.getLogger("phasewatch")
 
-# Where nobody says when training ends it is taken to go on for as long again, and at least so far.
-_SHORTEST_TRAINING = 10_000
+# The first steps load, allocate and compile: they say little about those to come, other than that
+# they may well be so many times as fast.
+_WARM_UP_STEPS = 3
+_WARM_UP_FACTOR = 10
 
-# Measurements whose median cost is taken for the next one's: one slow disk should not count.
+# How long a training is taken to be at least, where nobody says when it ends.
+_UNKNOWN_LAST = 10_000
+
+# Among so many measurements the cost of one that waited for a slow disk is not taken for granted.
 _COSTS_KEPT = 5
 
 
 class Pace:
-    """Thins a schedule so that measuring takes at most a share `overhead` of the training time.
+    """Thins a schedule so that measuring takes at most a share of the training time.
 
-    Training is taken to begin now, at step `first`, and to end at step `last` (infinite: unknown).
-    What the rest of it will take is projected from the steps so far. Where the points that remain
-    do not fit into what is left of the budget, every k-th of them is admitted: the schedule keeps
-    its shape, and the budget lasts to the end.
+    Before each measurement that is due it projects how long training will take, and so what is left
+    of the budget. Where that pays for all that is still due, this one is made; else as large a part
+    of them as it pays for, evenly among what is due, so that a schedule keeps its shape and the
+    budget lasts to the end. Nothing is admitted that the projected training would not pay for. The
+    first measurement is: nobody knows what it takes before. Those for checkpoints are not asked
+    for; they count as well, and as many for each step are expected of the steps to come.
 
-    Raises `ValueError` where `overhead` is no share; None is no limit.
+    While only the first steps are known, which are slow, steps are taken to be ten times as fast as
+    those, and measured where even then all that is due fits.
+    Where the end is unknown, 10,000 steps are counted on, and beyond them only what was trained.
+
+    Args:
+        overhead: seconds of measuring for each second of training; None: everything is admitted.
+        schedule: what is to be thinned.
+        first: the step at which training begins, now.
+        last: the step at which it ends; infinity: unknown.
+        clock: gives seconds.
+
+    Raises:
+        ValueError: `overhead` is no share.
     """
 
     def __init__(
@@ -46,58 +65,108 @@ class Pace:
         self._last = last
         self._clock = clock
         self._begun = clock()
+        self._spent = 0.0
         self._costs: deque[float] = deque(maxlen=_COSTS_KEPT)
-        self._seen = (first, 0.0)
-        self._refused = 0
+        # Whether the next measurement is one that was admitted.
+        self._admitted = True
+        self._for_checkpoints = 0
+        self._part = 0.0
+        self._held_back = False
         self._said = False
+        # Steps after the warm-up and the seconds trained until them; each twice as far as the last.
+        self._marks: list[tuple[int, float]] = []
 
-    def admits(self, step: int, *, spent: float, cost: float | None) -> bool:
-        """Whether to measure at `step`, which is due.
+    def reach(self, step: int) -> None:
+        """Takes note that training has come to `step`; to be called at every step."""
+        after = self._first + _WARM_UP_STEPS
+        if step >= after and (not self._marks or step - after > 2 * (self._marks[-1][0] - after)):
+            self._marks.append((step, self._trained()))
 
-        `spent` are the seconds that all measuring took so far, `cost` those of the latest
-        measurement. The first one is always admitted.
+    def spend(self, seconds: float) -> None:
+        """Takes note of what a measurement took, admitted or not."""
+        self._spent += seconds
+        self._costs.append(seconds)
+        self._for_checkpoints += not self._admitted
+        self._admitted = False
+
+    def admits(self, step: int) -> bool:
+        """Whether what is due at `step` is measured."""
+        if self._overhead is None or not self._costs:
+            self._admitted = True
+            return True
+        payable = self._payable(step, self._overhead)
+        # This one at least is due: several steps may have been taken at a time.
+        due = max(1, self._schedule.count(step, self._horizon(step)))
+        if self._step_seconds(step) is None:
+            # Too little is known to say which part of them will be paid for.
+            self._admitted = payable >= due
+            self._held_back |= not self._admitted
+            return self._admitted
+        self._part = min(1.0, self._part + max(0.0, payable / due))
+        # Up to rounding: three thirds make a whole.
+        self._admitted = payable >= 1 and self._part > 1 - 1e-9
+        if self._admitted:
+            self._part -= 1
+        else:
+            self._say(step)
+        return self._admitted
+
+    def finish(self, step: int) -> None:
+        """Says what it did where training ended before the length of a step was known."""
+        if self._held_back and self._step_seconds(step) is None:
+            self._say(step)
+
+    def _payable(self, step: int, overhead: float) -> float:
+        """How many more measurements the budget pays for, those for checkpoints aside."""
+        left = overhead * self._projected(step) - self._spent
+        taken, to_take = step - self._first, self._horizon(step) - step
+        return left / self._cost() - self._for_checkpoints / max(1, taken) * to_take
+
+    def _cost(self) -> float:
+        """What the next measurement will take: hopeful, since one too many is soon made up for, but
+        nothing is learnt from one that is not made.
         """
-        if self._overhead is None or cost is None or step <= self._first:
-            return True
-        if not self._costs or cost != self._costs[-1]:
-            self._costs.append(cost)
-        trained = max(self._clock() - self._begun - spent, 0.0)
-        last = self._last
-        if math.isinf(last):
-            last = max(_SHORTEST_TRAINING, 2 * step)
-        projected = trained + self._seconds_per_step(step, trained) * max(last - step, 0)
-        expected = statistics.median(self._costs)
-        remaining = max(self._schedule.count(step, last), 1)
-        affordable = (self._overhead * projected - spent) / max(expected, 1e-9)
-        every = math.ceil(remaining / affordable) if affordable >= 1 else math.inf
-        if self._refused + 1 >= every:
-            self._refused = 0
-            return True
-        self._refused += 1
-        self._say(expected, (spent + remaining * expected) / max(projected, 1e-9))
-        return False
+        return max(min(self._costs[-1], statistics.median(self._costs)), 1e-9)
 
-    def _seconds_per_step(self, step: int, trained: float) -> float:
-        """The lesser of the means since the beginning and since the last point: steps warm up."""
-        seen_step, seen_trained = self._seen
-        overall = trained / (step - self._first)
-        if step == seen_step:
-            return overall
-        self._seen = (step, trained)
-        return min(overall, max(trained - seen_trained, 0.0) / (step - seen_step))
+    def _horizon(self, step: int) -> float:
+        return max(step, _UNKNOWN_LAST if math.isinf(self._last) else self._last)
 
-    def _say(self, cost: float, share: float) -> None:
-        if not self._said:
-            self._said = True
-            _log.warning(
-                "a measurement takes about %.3g s: the schedule (%s) would take about %.1f%% of "
-                "the training time. To keep within overhead=%g only some of its points are "
-                "measured, and every checkpoint (said once; overhead=None measures them all)",
-                cost,
-                self._schedule,
-                100 * share,
-                self._overhead,
-            )
+    def _trained(self) -> float:
+        return max(self._clock() - self._begun - self._spent, 1e-9)
+
+    def _projected(self, step: int) -> float:
+        """Seconds that the whole training takes, measuring left out."""
+        each = self._step_seconds(step)
+        if each is None:
+            each = self._trained() / max(1, step - self._first) / _WARM_UP_FACTOR
+        return self._trained() + (self._horizon(step) - step) * each
+
+    def _step_seconds(self, step: int) -> float | None:
+        """What a step takes: the mean since warm-up, or of at least the last half where that is
+        less; None: only the first steps are known.
+        """
+        trained = self._trained()
+        since = [self._marks[0], self._marks[max(0, len(self._marks) - 2)]] if self._marks else []
+        return min(((trained - t) / (step - at) for at, t in since if step > at), default=None)
+
+    def _say(self, step: int) -> None:
+        if self._said:
+            return
+        self._said = True
+        projected, cost = self._projected(step), self._cost()
+        due = self._schedule.count(self._first, self._horizon(step))
+        _log.warning(
+            "measuring takes %s and a training step %s: all %d points of the schedule (%s) would "
+            "take %.1f%% of the training time. To keep within overhead=%g some are passed over, "
+            "and no checkpoint (said once; overhead=None measures them all, a sparser schedule= "
+            "chooses among them)",
+            _readable(cost),
+            _readable(projected / max(1.0, self._horizon(step) - self._first)),
+            due,
+            self._schedule,
+            100 * due * cost / projected,
+            self._overhead,
+        )
 
 
 def check_overhead(overhead: float | None) -> float | None:
@@ -109,3 +178,7 @@ def check_overhead(overhead: float | None) -> float | None:
         f"overhead={overhead!r}: expected the share of training time that measuring may take, "
         "above 0 and up to 1 (0.02 is 2%), or None for no limit"
     )
+
+
+def _readable(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"

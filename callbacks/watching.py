@@ -158,6 +158,7 @@ class Watching:
         """Measures where the schedule says so and the overhead allows it."""
         if self._monitor is None:
             return
+        self._pace.reach(step)
         # Steps may be passed over: several optimizers take several at a time.
         due = self._schedule.due(step, since=self._seen_step)
         self._seen_step = step
@@ -177,28 +178,24 @@ class Watching:
     def _end(self) -> None:
         if self._monitor is not None:
             self._resumed = self._state()
+            self._pace.finish(self._seen_step)
             self._monitor = None
             self._closing()
 
     def _admitted(self, step: int) -> bool:
         """What the first process decides; its clock is the one that counts."""
         try:
-            return self._ranks.share(lambda: self._admits(step))
+            return self._ranks.share(lambda: self._pace.admits(step))
         except LostError:
             # The monitor says so, and records it.
             return True
-
-    def _admits(self, step: int) -> bool:
-        monitor = self._monitor
-        return monitor is not None and self._pace.admits(
-            step, spent=monitor.measured_seconds, cost=monitor.last_seconds
-        )
 
     def _measure(self, step: int) -> None:
         """Measures, once for each step."""
         if self._monitor is not None and self._measured_step != step:
             self._measured_step = step
             self._monitor.measure(self._language_model, step=step, tokens=self._tokens.value)
+            self._pace.spend(self._monitor.last_seconds or 0.0)
 
     def _named_module(self, module: nn.Module) -> nn.Module:
         """What the user named to be looked into."""

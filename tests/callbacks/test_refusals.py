@@ -1,5 +1,7 @@
 """What is refused, and that it is refused before a step is trained and anything is written."""
 
+import types
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -29,6 +31,9 @@ pytestmark = pytest.mark.filterwarnings(*LIGHTNING_WARNINGS)
         ({"schedule": 0}, ValueError, "schedule=0 never fires"),
         ({"schedule": []}, ValueError, r"schedule=\[\] never fires"),
         ({"schedule": [1, -2]}, ValueError, "never fires"),
+        ({"overhead": 0}, ValueError, "overhead=0: expected the share of training time"),
+        ({"overhead": "2%"}, ValueError, "overhead='2%'"),
+        ({"adapters": [1]}, TypeError, "adapters"),
         ({"metrics_port": -1}, ValueError, "metrics_port=-1: expected 0 to 65535"),
         ({"metrics_port": 65_536}, ValueError, "metrics_port=65536"),
         ({"text": "some words"}, TypeError, "got str"),
@@ -127,13 +132,27 @@ def test_a_model_that_shows_no_attention_is_refused(fit, dynamics, root, package
     assert steps(root) == [0, 8]
 
 
-def test_strategies_that_shard_the_model_are_refused(dynamics):
-    class FSDPStrategy:
-        pass
+class FSDPStrategy:
+    pass
 
-    class Trainer:
-        strategy = FSDPStrategy()
 
-    with pytest.raises(ValueError, match="cannot measure under FSDPStrategy"):
-        dynamics().setup(Trainer(), None, "fit")
-    dynamics().setup(Trainer(), None, "validate")
+class DeepSpeedStrategy:
+    zero_stage_3 = True
+
+
+@pytest.mark.parametrize(
+    ("strategy", "message"),
+    [
+        (FSDPStrategy, "cannot measure under FSDPStrategy: .*expected .*fully_shard"),
+        (DeepSpeedStrategy, "cannot measure under DeepSpeedStrategy with ZeRO stage 3"),
+    ],
+)
+def test_strategies_that_shard_the_model_are_refused(dynamics, strategy, message):
+    """By their names: neither of them trains on a CPU."""
+    trainer = types.SimpleNamespace(strategy=strategy())
+    with pytest.raises(ValueError, match=message):
+        dynamics().setup(trainer, None, "fit")
+    dynamics().setup(trainer, None, "validate")
+    trainer.strategy.zero_stage_3 = False
+    if strategy is DeepSpeedStrategy:
+        dynamics().setup(trainer, None, "fit")

@@ -2,6 +2,8 @@
 is saved, and that the numbers are those of the weights at that step.
 """
 
+import time
+
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -20,7 +22,7 @@ from tests.callbacks.tiny import (
     text,
     tiny_class,
 )
-from tests.recorded import attempt, steps, tokens
+from tests.recorded import attempt, said, steps, tokens
 
 pytestmark = pytest.mark.filterwarnings(*LIGHTNING_WARNINGS)
 
@@ -115,6 +117,22 @@ def test_a_stream_of_unknown_length_for_one_epoch(fit, dynamics, root):
     )
     assert len(module.seen) == 16
     assert steps(root) == [0, 4, 8, 12, 16]
+
+
+def test_the_schedule_is_thinned_to_the_budget_and_checkpoints_are_not(
+    fit, dynamics, root, package, tmp_path, caplog
+):
+    saving = saver(package, tmp_path / "saved", every_n_train_steps=3)
+    fit(dynamics(schedule=1, overhead=1e-6), saving, enable_checkpointing=True)
+    assert steps(root) == [0, 3, 6]
+    assert sum("overhead=1e-06" in line for line in said(caplog)) == 1
+
+
+def test_within_the_budget_all_is_measured(fit, dynamics, root, package, caplog):
+    pause = hook(package, on_train_batch_start=lambda *_: time.sleep(0.05))
+    fit(dynamics(schedule=[0, 6], overhead=1.0, probes=["in_context"]), pause)
+    assert steps(root) == [0, 6]
+    assert said(caplog) == []
 
 
 # Checkpoints

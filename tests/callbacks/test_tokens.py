@@ -8,7 +8,7 @@ import torch
 from torch import tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from callbacks.tokens import tokens_in, tokens_of_loader
+from callbacks.tokens import TokenCount, tokens_in, tokens_of_loader
 
 IDS = tensor([[1, 2, 3], [4, 5, 6]])
 OTHER = tensor([[7, 8, 9], [7, 8, 9]])
@@ -134,3 +134,34 @@ def test_loaders_that_give_none(loader):
 def test_a_data_set_of_nothing_but_padding_gives_none():
     rows = [{"input_ids": IDS[0], "attention_mask": tensor([1, 0, 0])}] * 3
     assert tokens_of_loader(DataLoader(rows), sequences=4) is None
+
+
+def test_a_count_adds_up_over_batches_and_processes():
+    count = TokenCount(100, processes=2)
+    mask = tensor([[1, 1, 0], [1, 1, 1]])
+    assert count.value == 100
+    count.add({"input_ids": IDS, "attention_mask": mask})
+    assert count.value == 110
+    count.add(IDS)
+    assert count.value == 110 + 2 * IDS.numel()
+
+
+def test_a_batch_in_which_training_broke_off_is_taken_back_once():
+    count = TokenCount(0)
+    count.add(IDS)
+    count.add(OTHER)
+    count.take_back()
+    count.take_back()
+    assert count.value == IDS.numel()
+
+
+def test_a_count_is_unknown_once_one_batch_is():
+    count = TokenCount(0)
+    count.add(IDS)
+    count.add("text")
+    assert count.value is None
+    count.add(IDS)
+    assert count.value is None
+    late = TokenCount(None)
+    late.add(IDS)
+    assert late.value is None
