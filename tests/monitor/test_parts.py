@@ -19,6 +19,12 @@ from torch import Tensor, nn
 from monitor.anatomy import find_language_model
 from monitor.parts import Block, Parts, activations, find_parts
 
+pytestmark = [
+    # What transformers asks of FlexAttention, and what that imports, is deprecated in torch.
+    pytest.mark.filterwarnings("ignore:_compile flag on create_block_mask:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:`torch.jit.*:DeprecationWarning"),
+]
+
 VOCABULARY, CONTEXT, WIDTH, LAYERS, HEADS = 48, 32, 32, 2, 4
 SIZES = {
     "vocab_size": VOCABULARY,
@@ -170,6 +176,8 @@ ALL = [
     *((family, "eager") for family in FAMILIES),
     *((family, "sdpa") for family in FAMILIES if family not in EAGER_ONLY),
     *((name, "own") for name in OWN),
+    ("llama", "flex_attention"),
+    ("gemma2", "flex_attention"),
 ]
 
 
