@@ -13,6 +13,7 @@ from tests.callbacks.tiny import (
     VOCABULARY,
     Stream,
     hook,
+    identical,
     loader,
     text,
     tiny_class,
@@ -70,19 +71,6 @@ def train_jittered(package, folder, callbacks):
 def bare(package, tmp_path_factory):
     """What the training leaves behind without us."""
     return train_jittered(package, tmp_path_factory.mktemp("bare"), [])
-
-
-def identical(a, b) -> bool:
-    """Whether two nested structures are the same, to the last bit of every tensor."""
-    if isinstance(a, torch.Tensor):
-        return a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, np.ndarray):
-        return np.array_equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(identical(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(identical, a, b))
-    return a == b
 
 
 @pytest.mark.parametrize("every", [1, 10])

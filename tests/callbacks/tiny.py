@@ -8,6 +8,7 @@ import functools
 import importlib
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -179,3 +180,16 @@ def saver(package: str, folder: Any, **more: Any) -> Any:
     return of(package, "callbacks.ModelCheckpoint")(
         dirpath=folder, filename="{step}", save_top_k=-1, auto_insert_metric_name=False, **more
     )
+
+
+def identical(a: Any, b: Any) -> bool:
+    """Whether two nested structures are the same, to the last bit of every tensor."""
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, np.ndarray):
+        return np.array_equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(identical(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(identical, a, b))
+    return a == b
