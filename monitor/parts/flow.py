@@ -165,7 +165,8 @@ class _Flow(TorchFunctionMode):
             self._attention(query, key, value, output)
         elif getattr(func, "__name__", None) == "flex_attention":
             # The operator behind it, which returns other things beside the mixed values.
-            self._attention(*args[:3], output[0])
+            query, key, value = args[:3]
+            self._attention(query, key, value, output[0])
         elif func in _MATMULS:
             factors = [*args, *kwargs.values()]
             self._product(factors[0], factors[1], output)
