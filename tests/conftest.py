@@ -25,7 +25,16 @@ def checked(signature):
 
 # Before anything imports monitor. The modules that take what users pass are left out: what they say
 # about arguments of wrong types is itself under test.
-SHAPED = ("adapters.flex", "attention", "capture", "estimate", "probes", "stimuli", "watch")
+SHAPED = (
+    "adapters.flex",
+    "attention",
+    "capture",
+    "estimate",
+    "parts",
+    "probes",
+    "stimuli",
+    "watch",
+)
 jaxtyping.install_import_hook([f"monitor.{name}" for name in SHAPED], "tests.conftest.checked")
 
 torch.set_num_threads(1)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -19,6 +19,7 @@ from monitor.untouched import untouched
 _LARGE = 128.0
 
 
+@runtime_checkable
 class Linear(Protocol):
     """A linear map of a model."""
 
