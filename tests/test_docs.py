@@ -73,8 +73,7 @@ class MyAttention(AttentionBlock):
         self.load_state_dict(block.state_dict())
 
     def queries_and_keys(self, residual):
-        joint = self.inputs(self.norm(residual)).unflatten(-1, (3, self.heads, -1))
-        return joint.permute(2, 0, 3, 1, 4)[:2]
+        return self.projected(residual)[:2]
 
 
 def test_the_adapter_of_the_page_on_models_reads_what_would_be_recognised():

@@ -82,13 +82,17 @@ class AttentionBlock(nn.Module):
         self.inputs = nn.Linear(width, 3 * width, bias=False)
         self.output = nn.Linear(width, width, bias=False)
 
-    def forward(self, residual: Tensor) -> Tensor:
-        query, key, value = rearrange(
+    def projected(self, residual: Tensor) -> Tensor:
+        """Queries, keys and values."""
+        return rearrange(
             self.inputs(self.norm(residual)),
             "batch position (three head feature) -> three batch head position feature",
             three=3,
             head=self.heads,
         )
+
+    def forward(self, residual: Tensor) -> Tensor:
+        query, key, value = self.projected(residual)
         mixed = self.attend(query, key, value)
         return self.output(
             rearrange(mixed, "batch head position feature -> batch position (head feature)")

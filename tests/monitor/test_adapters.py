@@ -13,32 +13,18 @@ from monitor.attention import Pattern, SelfAttention
 from monitor.capture import NoAttentionError, observe
 from monitor.measure import measure
 from monitor.stimuli import repeated
-from tests.models import AttentionBlock, AttentionOnly, Bigram, attend_causally
+from tests.models import AttentionBlock, AttentionOnly, Bigram, attend_by_sums, attend_causally
 
 STIMULUS = repeated(vocab_size=64, sequences=4, context=48, bos=None, seed=0)
 
 
-def attend_without_softmax(query, key, value):
-    """Exponentials over their sum: nothing that could be recognised."""
-    later = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool).triu(1)
-    scores = (query @ key.mT / query.shape[-1] ** 0.5).masked_fill(later, float("-inf"))
-    weights = (scores - scores.amax(-1, keepdim=True)).exp()
-    return weights / weights.sum(-1, keepdim=True) @ value
-
-
-def heads_of(module: AttentionBlock, residual: torch.Tensor) -> torch.Tensor:
-    """Queries, keys and values [three, batch, head, position, feature]."""
-    joint = module.inputs(module.norm(residual)).unflatten(-1, (3, module.heads, -1))
-    return joint.permute(2, 0, 3, 1, 4)
-
-
 def read_projections(module, args, kwargs, output):
-    query, key, _ = heads_of(module, args[0])
+    query, key, _ = module.projected(args[0])
     return SelfAttention(query=query, key=key, is_causal=True)
 
 
 def read_pattern(module, args, kwargs, output):
-    query, key, _ = heads_of(module, args[0])
+    query, key, _ = module.projected(args[0])
     later = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool).triu(1)
     scores = query @ key.mT / query.shape[-1] ** 0.5
     return Pattern(weights=scores.masked_fill(later, float("-inf")).softmax(-1))
@@ -55,7 +41,7 @@ def recognised():
 
 
 @pytest.mark.parametrize("read", [read_projections, read_pattern])
-@pytest.mark.parametrize("attend", [attend_without_softmax, attend_causally])
+@pytest.mark.parametrize("attend", [attend_by_sums, attend_causally])
 @pytest.mark.parametrize("calls", [None, 2])
 def test_an_adapter_reads_what_would_be_recognised(recognised, read, attend, calls):
     model = find_language_model(built(attend), adapters={AttentionBlock: read})
@@ -70,7 +56,7 @@ def test_an_adapter_reads_what_would_be_recognised(recognised, read, attend, cal
 
 
 def test_nothing_is_left_on_the_modules():
-    model = built(attend_without_softmax)
+    model = built(attend_by_sums)
     mine = functools.partial(model.blocks[1].forward)
     model.blocks[1].forward = mine
     before = [dict(vars(module)) for module in model.modules()]
@@ -90,7 +76,7 @@ def test_losses_alone_need_no_adapter():
 class Outer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.inner = built(attend_without_softmax)
+        self.inner = built(attend_by_sums)
 
     def forward(self, tokens, *, scale):
         return scale * self.inner(tokens)
@@ -141,7 +127,7 @@ def test_of_modules_within_each_other_the_outermost_is_read_with_its_keywords():
 )
 def test_an_adapter_that_returns_something_else(returned, message):
     adapters = {AttentionBlock: lambda module, args, kwargs, output: returned}
-    model = find_language_model(built(attend_without_softmax), adapters=adapters)
+    model = find_language_model(built(attend_by_sums), adapters=adapters)
     with pytest.raises(NoAttentionError, match=message):
         observe(model, STIMULUS, attention=True)
 
@@ -166,7 +152,7 @@ def test_what_are_no_adapters(adapters):
 
 
 def test_where_nothing_can_be_seen_the_module_and_what_to_write_are_named():
-    model = find_language_model(built(attend_without_softmax))
+    model = find_language_model(built(attend_by_sums))
     with pytest.raises(NoAttentionError) as error:
         observe(model, STIMULUS, attention=True)
     message = str(error.value)
@@ -187,7 +173,7 @@ def test_layers_of_which_nothing_was_seen_are_named(caplog):
     model = built(attend_causally)
     measure(model, probes=["induction"], context=48)
     assert not caplog.records
-    model.blocks[0].attend = attend_without_softmax
+    model.blocks[0].attend = attend_by_sums
     assert measure(model, probes=["induction"], context=48)["induction"]["layer"].unique() == [1]
     (said,) = {record.getMessage() for record in caplog.records}
     assert said.startswith("1 layers showed their attention, but none was seen in blocks.0: these")

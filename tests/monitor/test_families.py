@@ -236,18 +236,13 @@ def test_what_nothing_can_recognise_is_said_with_the_lines_to_write():
     assert len([line for line in message.splitlines() if line.startswith("    ")]) == 5
 
 
-def heads_of(block: AttentionBlock, residual: Tensor) -> Tensor:
-    joint = block.inputs(block.norm(residual)).unflatten(-1, (3, block.heads, -1))
-    return joint.permute(2, 0, 3, 1, 4)
-
-
 def read_projections(module, args, kwargs, output):
-    query, key, _ = heads_of(module, args[0])
+    query, key, _ = module.projected(args[0])
     return SelfAttention(query=query, key=key, is_causal=True)
 
 
 def read_pattern(module, args, kwargs, output):
-    query, key, _ = heads_of(module, args[0])
+    query, key, _ = module.projected(args[0])
     return Pattern(weights=patterns.causal(query, key).softmax(-1))
 
 
