@@ -43,10 +43,14 @@ def _check_identifier(what: str, name: str) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dim:
-    """One dimension of a table: together, a row's dimensions say what it is about."""
+    """One dimension of a table: together, a row's dimensions say what it is about.
+
+    `text` dimensions hold names, the others whole numbers.
+    """
 
     name: str
     help: str
+    text: bool = False
 
     def __post_init__(self) -> None:
         _check_identifier("dimension", self.name)
@@ -60,8 +64,11 @@ HEAD = Dim(name="head", help="Attention (query) head within its layer, counted f
 class Field:
     """One measured quantity, with what it would be without structure and what can fool it.
 
-    `null` says how the value in `<name>_null` arises; empty when the field has none.
+    `null` says how the value in `<name>_null` arises; empty when the field has none. With `null_sd`
+    the null is a distribution, and `<name>_null_sd` its standard deviation: the uncertainty of what
+    is computed from weights, which are not a sample.
     `per_position` fields hold one number for every position: a list column, and no metric.
+    `text` fields hold words: no metric either.
     """
 
     name: str
@@ -72,19 +79,39 @@ class Field:
     null: str = ""
     fooled_by: str = ""
     stderr: bool = True
+    null_sd: bool = False
     per_position: bool = False
+    text: bool = False
 
     def __post_init__(self) -> None:
         _check_identifier("field", self.name)
-        if self.per_position and (self.stderr or self.null):
-            raise ValueError(f"field {self.name!r} is per position: it has no stderr and no null")
+        if (self.per_position or self.text) and (self.stderr or self.null):
+            kind = "text" if self.text else "per position"
+            raise ValueError(f"field {self.name!r} is {kind}: it has no stderr and no null")
+        if self.null_sd and not self.null:
+            raise ValueError(f"field {self.name!r} has a null_sd, and so needs a null")
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The field's columns: its value, then its standard error and its null where they exist."""
+        """The field's columns: its value, then its standard error, its null and that one's standard
+        deviation where they exist.
+        """
         stderr = (f"{self.name}_stderr",) if self.stderr else ()
         null = (f"{self.name}_null",) if self.null else ()
-        return (self.name, *stderr, *null)
+        spread = (f"{self.name}_null_sd",) if self.null_sd else ()
+        return (self.name, *stderr, *null, *spread)
+
+    @property
+    def is_number(self) -> bool:
+        """Whether it holds one number a row, which can be a metric."""
+        return not (self.per_position or self.text)
+
+    @property
+    def type(self) -> pa.DataType:
+        """Arrow type of its columns."""
+        if self.text:
+            return pa.string()
+        return pa.list_(pa.float32()) if self.per_position else pa.float32()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +119,10 @@ class ProbeSpec:
     """The declaration of one probe, and so of one table.
 
     `needs` names what must be observed: pairs of a stimulus and what one forward pass on it shows
-    (`attention` or `losses`).
+    (`attention`, `losses`; or, where the model's parts are known, `attribution`, `lens`, `stream`).
+    `weights`: it reads matrices of the model. `reads` names the probes whose tables of the same
+    measurement it draws on, and so come before it. `interventions`: it has the model run with heads
+    exchanged, many times, which is done where time allows.
     """
 
     name: str
@@ -101,6 +131,9 @@ class ProbeSpec:
     dims: tuple[Dim, ...]
     fields: tuple[Field, ...]
     needs: tuple[tuple[str, str], ...]
+    reads: tuple[str, ...] = ()
+    weights: bool = False
+    interventions: bool = False
 
     def __post_init__(self) -> None:
         _check_identifier("probe", self.name)
@@ -131,16 +164,12 @@ class ProbeSpec:
     @property
     def schema(self) -> pa.Schema:
         """Arrow schema of the table, with this declaration in its metadata."""
-        floats = [
-            (column, pa.list_(pa.float32()) if field.per_position else pa.float32())
-            for field in self.fields
-            for column in field.columns
-        ]
+        values = [(column, field.type) for field in self.fields for column in field.columns]
         return pa.schema(
             [
                 *MOMENT.items(),
-                *((dim.name, pa.int32()) for dim in self.dims),
-                *floats,
+                *((dim.name, pa.string() if dim.text else pa.int32()) for dim in self.dims),
+                *values,
                 ("n", pa.int32()),
                 ("validity", pa.string()),
             ],
@@ -221,15 +250,16 @@ class Reading:
 
         `columns` holds `validity` and `n`, every dimension and every declared column: arrays with
         one entry a row (rows of numbers for fields per position), or None for what could not be
-        measured at all. Columns of fields that the declaration leaves out are dropped. A value
-        that was measured and is not finite is stored as null and makes its row invalid: nobody
-        should average over it unawares.
+        measured at all, as may be single entries of a list. Columns of fields that the declaration
+        leaves out are dropped. A value that was measured and is not finite is stored as null and
+        makes its row invalid: nobody should average over it unawares.
         """
         validity = np.array(columns["validity"], dtype=object)
         for field in spec.fields:
-            if columns[field.name] is not None and not field.per_position:
-                finite = np.isfinite(np.asarray(columns[field.name], dtype=np.float64))
-                validity[~finite & (validity == "ok")] = f"{field.name} is not finite"
+            if columns[field.name] is not None and field.is_number:
+                numbers, measured = _numbers(columns[field.name])
+                wrong = measured & ~np.isfinite(numbers) & (validity == "ok")
+                validity[wrong] = f"{field.name} is not finite"
         moments = moment.columns()
         arrays = []
         for column in spec.schema:
@@ -294,9 +324,19 @@ class Measurement:
 def _array(values: Any, kind: pa.DataType) -> pa.Array:
     if pa.types.is_list(kind):
         return pa.array([_array(row, kind.value_type).to_pylist() for row in values], type=kind)
+    if pa.types.is_string(kind):
+        return pa.array(values, type=kind)
+    numbers, measured = _numbers(values)
+    return pa.array(numbers, mask=~(measured & np.isfinite(numbers))).cast(kind)
+
+
+def _numbers(values: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """The values as numbers, and which of them there are: the others were None."""
     numbers = np.asarray(values)
-    missing = ~np.isfinite(numbers) if numbers.dtype.kind == "f" else None
-    return pa.array(numbers, mask=missing).cast(kind)
+    if numbers.dtype != object:
+        return numbers, np.ones(numbers.shape, dtype=bool)
+    measured = np.array([value is not None for value in numbers])
+    return np.where(measured, numbers, 0).astype(np.float64), measured
 
 
 def dims_of(schema: pa.Schema) -> list[str]:

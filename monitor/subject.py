@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from monitor.anatomy import LanguageModel
 from monitor.attention import LayerAttention
 from monitor.capture import NoAttentionError, Observation, observe
-from monitor.probes import Probe
+from monitor.evidence import Columns, Evidence
+from monitor.parts import Parts, find_parts
+from monitor.probes import Probe, with_read
 from monitor.ranks import Ranks, is_sharded, portable
 from monitor.record import Failure, Measurement, Moment, Reading
 from monitor.stimuli import (
@@ -31,6 +33,9 @@ _log = logging.getLogger("phasewatch")
 
 # Longer contexts cost more and show little more: the scores are means over positions.
 _DEFAULT_CONTEXT = 256
+
+# At how many measurements parts that were not found are looked for.
+_SEARCHES = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -57,12 +62,23 @@ class UnreadableError(ValueError):
     """The model raised on a stimulus; the message says what to change."""
 
 
+@dataclass(slots=True, eq=False)
+class Memory:
+    """What one measurement of a model leaves to the next: its parts, and what was observed."""
+
+    parts: Parts | None = None
+    searches: int = 0
+    first: dict[str, Observation] = dataclasses.field(default_factory=dict)
+    previous: dict[str, Observation] = dataclasses.field(default_factory=dict)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Subject:
     """A model that was tried out, and what it is measured on.
 
     `root` is the module that was passed for it, `attention_calls` how many a forward pass makes,
-    `sharded` whether other processes hold a part of its weights.
+    `sharded` whether other processes hold a part of its weights; `memory` is what one measurement
+    leaves to the next.
     """
 
     root: nn.Module
@@ -70,6 +86,7 @@ class Subject:
     stimuli: Mapping[str, Stimulus]
     attention_calls: int | None
     sharded: bool
+    memory: Memory = dataclasses.field(default_factory=Memory)
 
     @classmethod
     def new(
@@ -107,7 +124,7 @@ class Subject:
         Raises `NoAttentionError`, or `ValueError` where the model cannot read the stimuli.
         """
         attention_calls, sharded = None, is_sharded(model.module)
-        for name, wanted in _wanted(probes, stimuli).items():
+        for name, wanted in _wanted(with_read(probes), stimuli).items():
             one = stimuli[name].rows(0, 1, torch.device("cpu"))
             try:
                 observation = observe(model, one, **wanted, together=sharded)
@@ -137,8 +154,10 @@ class Subject:
 
         With several processes all of them call this, and the first one has the result.
         """
-        ranks = ranks or Ranks()
+        ranks, chosen = ranks or Ranks(), {probe.spec.name for probe in probes}
+        probes = with_read(probes)
         wanted = _wanted(probes, self.stimuli)
+        parts = self._parts(probes)
         observations: dict[str, Observation] = {}
         broken: dict[str, Exception] = {}
         seconds = dict.fromkeys((probe.spec.name for probe in probes), 0.0)
@@ -154,20 +173,52 @@ class Subject:
             for user in users:
                 # A pass that several probes use is shared out between them.
                 seconds[user] += (time.perf_counter() - begun) / len(users)
+        evidence = Evidence(
+            observations=observations,
+            previous=self.memory.previous,
+            first=self.memory.first,
+            parts=parts,
+        )
         readings, failures = [], []
         for probe in probes if ranks.first else ():
-            name, needs = probe.spec.name, {stimulus for stimulus, _ in probe.spec.needs}
+            name = probe.spec.name
             begun = time.perf_counter()
             try:
-                for stimulus in needs & broken.keys():
-                    raise broken[stimulus]
-                readings.append(Reading.build(probe.spec, moment, probe.compute(observations)))
+                columns = _computed(probe, evidence, broken)
+                evidence = dataclasses.replace(evidence, tables={**evidence.tables, name: columns})
+                if name in chosen:
+                    readings.append(Reading.build(probe.spec, moment, columns))
             except Exception as error:
-                failures.append(Failure.of(name, error))
+                broken[name] = error
+                if name in chosen:
+                    failures.append(Failure.of(name, error))
             seconds[name] += time.perf_counter() - begun
         return Measurement(
             moment=moment, readings=tuple(readings), failures=tuple(failures), seconds=seconds
         )
+
+    def _parts(self, probes: Sequence[Probe]) -> Parts | None:
+        """The parts of the model, where a probe asks for them, with reasons for those missing."""
+        if not any(probe.spec.weights for probe in probes):
+            return None
+        memory = self.memory
+        if memory.parts is None or memory.parts.model is not self.model:
+            memory.searches = 0
+        # Weights that are all zero when training begins hide what they do for a while.
+        if memory.searches == 0 or (
+            memory.parts is not None and memory.parts.incomplete and memory.searches < _SEARCHES
+        ):
+            memory.parts = self._found_parts()
+            memory.searches += 1
+        return memory.parts
+
+    def _found_parts(self) -> Parts:
+        if self.sharded:
+            return Parts.none(self.model, "every process holds only a part of its weights")
+        try:
+            return find_parts(self.model)
+        except Exception as error:
+            return Parts.none(self.model, f"{type(error).__name__}: {error}")
 
     def _observe(
         self, stimulus: Stimulus, kinds: Mapping[str, bool], ranks: Ranks
@@ -199,6 +250,15 @@ class Subject:
                 raise part_seen
             parts.append((first, part_seen))
         return Observation.join(stimulus, parts) if parts else None
+
+
+def _computed(probe: Probe, evidence: Evidence, broken: Mapping[str, Exception]) -> Columns:
+    """A probe's columns; raises what broke the passes and the probes that it needs."""
+    needed = [*(stimulus for stimulus, _ in probe.spec.needs), *probe.spec.reads]
+    for name in needed:
+        if name in broken:
+            raise broken[name]
+    return probe.compute(evidence)
 
 
 def _wanted(probes: Sequence[Probe], stimuli: Mapping[str, Stimulus]) -> dict[str, dict[str, bool]]:

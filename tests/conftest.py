@@ -26,10 +26,12 @@ def checked(signature):
 # Before anything imports monitor. The modules that take what users pass are left out: what they say
 # about arguments of wrong types is itself under test.
 SHAPED = (
+    "ablating",
     "adapters.flex",
     "attention",
     "capture",
     "estimate",
+    "evidence",
     "parts",
     "probes",
     "stimuli",

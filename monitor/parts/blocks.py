@@ -231,6 +231,17 @@ class Parts:
     logit_cap: float | None = None
     reasons: Mapping[str, str] = field(default_factory=dict)
 
+    @classmethod
+    def none(cls, model: LanguageModel, why: str) -> Parts:
+        """A model of which nothing could be found."""
+        names = ("blocks", "embedding", "unembedding", "final_norm")
+        return cls(model=model, blocks=(), taps={}, reasons=dict.fromkeys(names, why))
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether something was not found."""
+        return bool(self.reasons) or any(block.reasons for block in self.blocks)
+
     @property
     def embedding(self) -> Float[Tensor, "vocabulary feature"] | None:
         """What a token puts into the residual stream (before `embedding_norm`, where there is)."""

@@ -34,6 +34,7 @@ Kind = Literal[
     "query",
     "key",
     "value",
+    "pattern",
     "mixed",
 ]
 
@@ -55,14 +56,19 @@ class Map:
     bias: Tensor | None
 
 
-See = Callable[[Tap, Tensor, Map | None], None]
+See = Callable[[Tap, Tensor, Map | None], Tensor | None]
+"""Takes a tensor as it passes, and where that is the output of a linear map, that; returns what the
+model goes on with in its place, or None.
+"""
 
 
 def run(
     model: LanguageModel, tokens: Int[Tensor, "batch position"], see: See
 ) -> Float[Tensor, "batch position vocabulary"]:
     """Runs the model and shows its tensors in the order in which they come to be; returns its
-    logits. Tensors are shown as they are: what is kept must be copied.
+    logits. Tensors are shown as they are: what is kept must be copied. The model goes on with what
+    `see` returns in the place of a tensor; queries and keys can be exchanged only where one
+    function makes attention of them, elsewhere the `pattern` can.
 
     Raises what `see` raises, which ends the pass.
     """
@@ -108,6 +114,7 @@ _MATMULS = {
 }
 _BADDBMMS = {torch.baddbmm, Tensor.baddbmm}
 _ADDMMS = {torch.addmm, Tensor.addmm}
+_GIVEN: tuple[Kind, Kind, Kind] = ("query", "key", "value")
 # What torch's own multi-head attention calls, unseen by any mode.
 _INSIDE = ((F, "linear"), (F, "scaled_dot_product_attention"), (torch, "bmm"), (torch, "baddbmm"))
 
@@ -153,31 +160,36 @@ class _Flow(TorchFunctionMode):
         return self._call(func, args, kwargs)
 
     def _call(self, func: Any, args: Any, kwargs: Any) -> Any:
+        if func is _LINEAR or func in _ADDMMS:
+            return self._linear_call(func, args, kwargs)
+        if func in _MATMULS or func in _BADDBMMS:
+            return self._product_call(func, args, kwargs)
+        if func is _ATTENTION or getattr(func, "__name__", None) == "flex_attention":
+            return self._attend(func, args, kwargs)
         output = func(*args, **kwargs)
-        if func is _LINEAR:
-            given, weight, bias = _arguments(("input", "weight", "bias"), args, kwargs)
-            self._linear(given, weight, bias, output)
-        elif func in _ADDMMS:
-            bias, given, weight = _arguments(("input", "mat1", "mat2"), args, kwargs)
-            self._linear(given, weight.transpose(-1, -2), bias, output)
-        elif func is _ATTENTION:
-            query, key, value = _arguments(("query", "key", "value"), args, kwargs)
-            self._attention(query, key, value, output)
-        elif getattr(func, "__name__", None) == "flex_attention":
-            # The operator behind it, which returns other things beside the mixed values.
-            query, key, value = args[:3]
-            self._attention(query, key, value, output[0])
-        elif func in _MATMULS:
-            factors = [*args, *kwargs.values()]
-            self._product(factors[0], factors[1], output)
-        elif func in _BADDBMMS:
-            _, left, right = _arguments(("input", "batch1", "batch2"), args, kwargs)
-            self._product(left, right, output)
-        elif func is F.embedding:
+        if func is F.embedding:
             ids, weight = _arguments(("input", "weight"), args, kwargs)
             if ids.shape == self._tokens.shape and torch.equal(ids, self._tokens):
-                self._see("embedding", output, Map(weight=weight, bias=None))
+                return self._see("embedding", output, Map(weight=weight, bias=None))
         return output
+
+    def _linear_call(self, func: Any, args: Any, kwargs: Any) -> Tensor:
+        if func is _LINEAR:
+            names = ("input", "weight", "bias")
+            given, weight, bias = _arguments(names, args, kwargs)
+        else:
+            names = ("input", "mat1", "mat2")
+            bias, given, transposed = _arguments(names, args, kwargs)
+            weight = transposed.transpose(-1, -2)
+        at = names.index("input" if func is _LINEAR else "mat1")
+        return self._linear(given, weight, bias, _exchanging(func, names[at], at, args, kwargs))
+
+    def _product_call(self, func: Any, args: Any, kwargs: Any) -> Tensor:
+        if func in _MATMULS:
+            left, right = [*args, *kwargs.values()][:2]
+            return self._product(left, right, _exchanging(func, "input", 0, args, kwargs))
+        _, left, right = _arguments(("input", "batch1", "batch2"), args, kwargs)
+        return self._product(left, right, _exchanging(func, "batch1", 1, args, kwargs))
 
     @contextmanager
     def _seeing_inside(self) -> Iterator[None]:
@@ -196,67 +208,116 @@ class _Flow(TorchFunctionMode):
             for place, name, func in before:
                 setattr(place, name, func)
 
-    def _linear(self, given: Tensor, weight: Tensor, bias: Tensor | None, output: Tensor) -> None:
-        if self._inside and given.ndim == 2:
-            # Torch's multi-head attention flattens positions before batch.
-            given, output = (t.unflatten(0, self._tokens.shape[::-1]) for t in (given, output))
-        if weight.ndim == 2 and given.numel() == self._tokens.numel() * weight.shape[1]:
-            self._see("linear input", given)
-            self._see("linear output", output, Map(weight=weight, bias=bias))
+    def _linear(
+        self, given: Tensor, weight: Tensor, bias: Tensor | None, run: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        if weight.ndim != 2 or given.numel() != self._tokens.numel() * weight.shape[1]:
+            return run(given)
+        # Torch's multi-head attention flattens positions before batch.
+        flat = self._inside and given.ndim == 2
+        read = given.unflatten(0, self._tokens.shape[::-1]) if flat else given
+        output = run(self._see("linear input", read).reshape(given.shape))
+        made = output.unflatten(0, self._tokens.shape[::-1]) if flat else output
+        return self._see("linear output", made, Map(weight=weight, bias=bias)).reshape(output.shape)
 
-    def _product(self, left: Tensor, right: Tensor, output: Tensor) -> None:
+    def _product(self, left: Tensor, right: Tensor, multiply: Callable[[Tensor], Tensor]) -> Tensor:
         """A product of matrices is a linear map, or one of the two that make attention."""
         positions = self._tokens.shape[1]
         square = (positions, positions)
         if right.ndim == 2:
-            self._linear(left, right.transpose(0, 1), None, output)
-        elif left.shape[-2:] == square and self._scored is not None and _weighs(left):
-            self._attention(*self._scored, right, output)
+            return self._linear(left, right.transpose(0, 1), None, multiply)
+        if left.shape[-2:] == square and self._scored is not None and _weighs(left):
+            query, key = self._scored
             self._scored = None
-        elif output.shape[-2:] == square:
+            if (apart := self._apart(query, key, right)) is None:
+                return multiply(left)
+            for kind, tensor in zip(_GIVEN, apart, strict=True):
+                self._see(kind, tensor)
+            pattern = left if left.ndim == 4 else left.unflatten(0, (len(self._tokens), -1))
+            return self._mixed(multiply(self._see("pattern", pattern).reshape(left.shape)))
+        output = multiply(left)
+        if output.shape[-2:] == square:
             self._scored = left.clone(), right.transpose(-1, -2).clone()
+        return output
 
-    def _attention(self, query: Tensor, key: Tensor, value: Tensor, output: Tensor) -> None:
+    def _attend(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """A function that makes attention of queries and keys."""
+        given = _arguments(_GIVEN, args, kwargs)
+        if (apart := self._apart(*given)) is None:
+            return func(*args, **kwargs)
+        read = [
+            self._see(kind, tensor).reshape(own.shape)
+            for kind, tensor, own in zip(_GIVEN, apart, given, strict=True)
+        ]
+        named = {k: v for k, v in kwargs.items() if k not in _GIVEN}
+        output = func(*read, *args[3:], **named)
+        # The operator behind flex_attention returns other things beside the mixed values.
+        if isinstance(output, tuple):
+            return (self._mixed(output[0]), *output[1:])
+        return self._mixed(output)
+
+    def _mixed(self, output: Tensor) -> Tensor:
+        (apart,) = self._apart(output) or (output,)
+        return self._see("mixed", apart).reshape(output.shape)
+
+    def _apart(self, *tensors: Tensor) -> list[Tensor] | None:
+        """Queries, keys, values or what is mixed of them as [batch head position feature]; None
+        where they are not of all positions.
+        """
         batch, positions = self._tokens.shape
-        tensors = (query, key, value, output)
-        if any(t.shape[-2] != positions or t.ndim not in {3, 4} for t in tensors):
-            return
+        if any(t.ndim not in {3, 4} or t.shape[-2] != positions for t in tensors):
+            return None
         if any(t.shape[0] % batch for t in tensors):
-            return
+            return None
         # Those who flatten batch and head into one axis keep the batch outermost.
-        apart = [t if t.ndim == 4 else t.unflatten(0, (batch, -1)) for t in tensors]
-        kinds: tuple[Kind, ...] = ("query", "key", "value", "mixed")
-        for kind, tensor in zip(kinds, apart, strict=True):
-            self._see(kind, tensor)
+        return [t if t.ndim == 4 else t.unflatten(0, (batch, -1)) for t in tensors]
 
-    def _see(self, kind: Kind, tensor: Tensor, linear: Map | None = None) -> None:
+    def _see(self, kind: Kind, tensor: Tensor, linear: Map | None = None) -> Tensor:
         path, _ = self._running[-1] if self._running else ("", 0)
         number = self._counts[path, kind]
         self._counts[path, kind] += 1
-        self._show(Tap(path, kind, number), tensor, linear)
+        exchanged = self._show(Tap(path, kind, number), tensor, linear)
+        return tensor if exchanged is None else exchanged
 
-    def _enter(self, module: nn.Module, inputs: Any) -> None:
+    def _enter(self, module: nn.Module, inputs: Any) -> Any:
         if threading.get_ident() != self._thread:
-            return
+            return None
         path = self._names[id(module)]
         number = self._counts[path, "entered"]
         self._counts[path, "entered"] += 1
         self._running.append((path, number))
-        if (given := _first(inputs)) is not None:
-            self._show(Tap(path, "input", number), given, None)
+        if (given := _first(inputs)) is None:
+            return None
+        return _exchanged(inputs, given, self._show(Tap(path, "input", number), given, None))
 
-    def _leave(self, _module: nn.Module, inputs: Any, *keywords_and_output: Any) -> None:
+    def _leave(self, _module: nn.Module, inputs: Any, *keywords_and_output: Any) -> Any:
         if threading.get_ident() != self._thread:
-            return
+            return None
         path, number = self._running.pop()
         # Where the module raised, torch leaves the keywords out.
         if len(keywords_and_output) == 1 or keywords_and_output[1] is None:
-            return
+            return None
         keywords, output = keywords_and_output
         if _first(inputs) is None and (given := _first(tuple(keywords.values()))) is not None:
             self._show(Tap(path, "input", number), given, None)
-        if (given := _first(output)) is not None:
-            self._show(Tap(path, "output", number), given, None)
+        if (given := _first(output)) is None:
+            return None
+        return _exchanged(output, given, self._show(Tap(path, "output", number), given, None))
+
+
+def _exchanging(
+    func: Any, name: str, at: int, args: Any, kwargs: Any
+) -> Callable[[Tensor], Tensor]:
+    """The function called as it was, but for one of its tensors."""
+
+    def call(tensor: Tensor) -> Tensor:
+        if at < len(args):
+            made: Tensor = func(*args[:at], tensor, *args[at + 1 :], **kwargs)
+        else:
+            made = func(*args, **{**kwargs, name: tensor})
+        return made
+
+    return call
 
 
 def _arguments(names: tuple[str, ...], args: Any, kwargs: Any) -> list[Any]:
@@ -268,6 +329,15 @@ def _first(values: Any) -> Tensor | None:
     several = values if isinstance(values, tuple | list) else (values,)
     first: Tensor | None = next((value for value in several if isinstance(value, Tensor)), None)
     return first if first is not None and first.is_floating_point() else None
+
+
+def _exchanged(values: Any, old: Tensor, new: Tensor | None) -> Any:
+    """A module's arguments, or what it returned, with one tensor for another; None: no change."""
+    if new is None:
+        return None
+    if isinstance(values, tuple | list):
+        return type(values)(new if value is old else value for value in values)
+    return new
 
 
 def _weighs(matrix: Tensor) -> bool:

@@ -86,6 +86,8 @@ class _Search:
             return
         query, key, value, self.mixed = (seen[0] for seen in calls.values())
         self.taps |= {kind: seen[0].tap for kind, seen in calls.items()}
+        for pattern in self.recording.of_kind("pattern"):
+            self.taps["pattern"] = pattern.tap
         self.found["heads"] = query.heads
         self.attempt("value", lambda: self.projection(value, slice(None)))
         # A rotation by position leaves the first position as it is.
@@ -99,8 +101,10 @@ class _Search:
                 self.reasons[name] = (
                     f"{read.tap.path} reads neither the residual stream nor a norm of it"
                 )
-                self.reasons["attention_norm"] = self.reasons[name]
+                self.reasons.setdefault("attention_norm", self.reasons[name])
                 del self.found[name]
+        if "attention_norm" in self.found:
+            self.reasons.pop("attention_norm", None)
 
     def projection(self, target: Seen, positions: slice) -> Projection:
         """The linear map whose output, or what a norm makes of it, holds the target's columns."""

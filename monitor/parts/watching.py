@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 from jaxtyping import Float, Int
@@ -22,6 +23,7 @@ Site = Literal[
     "query",
     "key",
     "value",
+    "pattern",
     "mixed",
     "attention_write",
     "residual_middle",
@@ -36,14 +38,14 @@ Site = Literal[
 ]
 SITES: tuple[Site, ...] = get_args(Site)
 
-_PER_HEAD = ("query", "key", "value", "mixed")
+_PER_HEAD = ("query", "key", "value", "pattern", "mixed")
 
 
 class _SeenEnough(Exception):  # noqa: N818 -- it is no error
     """Ends a pass of which everything wanted was seen."""
 
 
-See = Callable[[Site, int, Float[Tensor, "batch ..."]], None]
+See = Callable[[Site, int, Float[Tensor, "batch ..."]], Float[Tensor, "batch ..."] | None]
 
 
 def watch(
@@ -56,12 +58,15 @@ def watch(
 ) -> None:
     """Runs the model on `tokens` and calls `see(site, layer, tensor)` for what passes the `sites`
     of the `layers` (None: all), in passing order; sites of no block have layer -1. The pass ends
-    when everything was seen. Nothing is kept here: what `see` wants to keep it must clone.
+    when everything was seen. Nothing is kept here: what `see` wants to keep it must clone. A tensor
+    that `see` returns takes the place of the one that it was shown, and the model goes on with it.
 
     Tensors are [batch position feature] or [batch position neuron], for queries, keys, values and
     mixed values [batch head position feature]: as attention gets them, so that keys and values
-    may have fewer heads. What is written is what is added to the stream, but for a scale (that of
-    `Write`). A site that a block lacks is not seen: its `reasons` say why.
+    may have fewer heads; patterns are [batch head query key], and seen only where queries and keys
+    cannot be exchanged, since no one function makes attention of them. What is written is what is
+    added to the stream, but for a scale (that of `Write`). A site that a block lacks is not seen:
+    its `reasons` say why.
 
     Raises `ValueError` for a site or a layer that does not exist.
     """
@@ -75,22 +80,64 @@ def watch(
     wanted = _wanted(parts, sites, layers)
     left = set(wanted)
 
-    def show(tap: Tap, tensor: Tensor, _linear: Map | None) -> None:
+    def show(tap: Tap, tensor: Tensor, _linear: Map | None) -> Tensor | None:
+        shown = tensor
         for site, layer in wanted.get(tap, ()):
-            named: Tensor | None = tensor
-            if site not in _PER_HEAD:
-                named = rows(tensor, tokens, transposed=tap in parts.position_first)
-            if site == "mlp_pre" and named is not None:
-                named = named[..., _pre_columns(parts, layer).to(named.device)]
-            if named is not None:
-                see(site, layer, named)
+            if (passes := _Passing.of(parts, tokens, site, layer, tap, shown)) is not None:
+                exchanged = see(site, layer, passes.named)
+                shown = shown if exchanged is None else passes.back(exchanged)
         left.discard(tap)
         if not left:
             raise _SeenEnough
+        return None if shown is tensor else shown
 
     if wanted:
         with suppress(_SeenEnough):
             run(parts.model, tokens.to(parts.model.device), show)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Passing:
+    """A tensor as it passes, and `named`, the form of it that a site promises: some `columns` of
+    its rows, or all.
+    """
+
+    tensor: Tensor
+    named: Tensor
+    transposed: bool
+    columns: Tensor | None
+
+    @classmethod
+    def of(  # noqa: PLR0917 -- where it passes
+        cls, parts: Parts, tokens: Tensor, site: Site, layer: int, tap: Tap, tensor: Tensor
+    ) -> _Passing | None:
+        transposed, columns = tap in parts.position_first, None
+        if site in _PER_HEAD:
+            return cls(tensor=tensor, named=tensor, transposed=False, columns=None)
+        if (named := rows(tensor, tokens, transposed=transposed)) is None:
+            return None
+        if site == "mlp_pre":
+            columns = _pre_columns(parts, layer).to(named.device)
+            named = named[..., columns]
+        return cls(tensor=tensor, named=named, transposed=transposed, columns=columns)
+
+    def back(self, exchanged: Tensor) -> Tensor:
+        """What takes the tensor's place, in its layout."""
+        if exchanged.shape != self.named.shape:
+            raise ValueError(
+                f"what takes a tensor's place has shape {list(exchanged.shape)}; expected "
+                f"{list(self.named.shape)}, that of what passed"
+            )
+        own = self.tensor.transpose(0, 1) if self.transposed else self.tensor
+        if self.columns is not None:
+            whole = own.reshape(*exchanged.shape[:2], -1).clone()
+            whole[..., self.columns] = exchanged
+            exchanged = whole
+        if own.ndim == 4 and own.shape[:2] != exchanged.shape[:2]:
+            # Heads before positions.
+            exchanged = exchanged.unflatten(2, (own.shape[1], -1)).transpose(1, 2)
+        exchanged = exchanged.reshape(own.shape)
+        return exchanged.transpose(0, 1) if self.transposed else exchanged
 
 
 def activations(

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from monitor.capture import Observation
+from monitor.ablating import Ablation
+from monitor.evidence import Evidence
 from monitor.probes import in_context, induction
 from monitor.record import ProbeSpec, expect_one_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
-    """A declaration, and the function from observations (by stimulus) to its table's columns."""
+    """A declaration, and the function from what was seen to its table's columns.
+
+    A probe that declares `interventions` also has a `plan`: the ablations that it wants, the most
+    telling first.
+    """
 
     spec: ProbeSpec
-    compute: Callable[[Mapping[str, Observation]], dict[str, Any]]
+    compute: Callable[[Evidence], dict[str, Any]]
+    plan: Callable[[Evidence], tuple[Ablation, ...]] | None = None
 
 
+# What a probe reads of others comes before it.
 PROBES = (
     Probe(spec=induction.SPEC, compute=induction.compute),
     Probe(spec=in_context.SPEC, compute=in_context.compute),
@@ -45,6 +53,21 @@ def select(names: Sequence[str] | None) -> tuple[Probe, ...]:
         fields.setdefault(probe, [])
         fields[probe] += [field] if field else [f.name for f in known[probe].spec.fields]
     return tuple(
-        Probe(spec=known[name].spec.only(wanted), compute=known[name].compute)
+        dataclasses.replace(known[name], spec=known[name].spec.only(wanted))
         for name, wanted in fields.items()
     )
+
+
+def with_read(probes: Sequence[Probe]) -> tuple[Probe, ...]:
+    """The probes, and before each those whose tables it reads."""
+    known = {probe.spec.name: probe for probe in (*PROBES, *probes)}
+    ordered: dict[str, Probe] = {}
+
+    def add(probe: Probe) -> None:
+        for name in probe.spec.reads:
+            add(known[name])
+        ordered.setdefault(probe.spec.name, probe)
+
+    for probe in probes:
+        add(probe)
+    return tuple(ordered.values())

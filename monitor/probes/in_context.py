@@ -14,7 +14,6 @@ The loss on repeated random tokens has no such excuse: nothing but copying helps
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from monitor.capture import Observation
 from monitor.estimate import pooled_mean
+from monitor.evidence import Evidence
 from monitor.record import Field, ProbeSpec
 
 _LOG_VOCABULARY = "log(vocabulary): the uniform guess"
@@ -96,8 +96,9 @@ SPEC = ProbeSpec(
 _ALL = torch.ones(1, 1)
 
 
-def compute(observations: Mapping[str, Observation]) -> dict[str, Any]:
+def compute(evidence: Evidence) -> dict[str, Any]:
     """One row, from the losses on `repeated` and, where there is any, on `text` and its tail."""
+    observations = evidence.observations
     repeated = observations["repeated"]
     losses, stimulus = _losses(repeated), repeated.stimulus
     columns: dict[str, Any] = {"n": [len(losses)], "validity": ["no held-out text"]}

@@ -13,7 +13,6 @@ the stimulus draws a period for each sequence; and attention is a pattern, not y
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -21,8 +20,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from monitor.attention import LayerAttention
-from monitor.capture import Observation
 from monitor.estimate import pooled_mean
+from monitor.evidence import Evidence
 from monitor.record import HEAD, LAYER, Field, ProbeSpec
 
 _FIXED_PERIOD = "Copying by position, where all periods are equal; here each sequence has its own."
@@ -107,8 +106,9 @@ _TARGETS = {
 }
 
 
-def compute(observations: Mapping[str, Observation]) -> dict[str, Any]:
+def compute(evidence: Evidence) -> dict[str, Any]:
     """One row a head, from the attention on `repeated` and, where there is any, on `text`."""
+    observations = evidence.observations
     columns: dict[str, Any] = {}
     for field, (name, target) in _TARGETS.items():
         if name not in observations:

@@ -21,7 +21,7 @@ from monitor.record import Field, ProbeSpec
 
 def scalar_fields(spec: ProbeSpec) -> list[Field]:
     """The fields that can be shown as metrics."""
-    return [field for field in spec.fields if not field.per_position]
+    return [field for field in spec.fields if field.is_number]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +49,7 @@ class TableRows:
                 "": f"{field.help} {spec.source}.",
                 "_stderr": f"Standard error of {field.name}.",
                 "_null": f"What {field.name} would be without structure: {field.null}.",
+                "_null_sd": f"Standard deviation of {field.name} without structure.",
             }
             for column in field.columns:
                 help_text = help_of[column.removeprefix(field.name)]

@@ -13,6 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForC
 
 from monitor.anatomy import find_language_model
 from monitor.capture import observe
+from monitor.evidence import Evidence
 from monitor.probes import induction
 from monitor.stimuli import Stimulus, repeated
 
@@ -55,7 +56,7 @@ def attention_probe(model: nn.Module) -> Work:
 
     def work(stimulus: Stimulus) -> object:
         seen = observe(found, stimulus, attention=True, attention_calls=calls)
-        return induction.compute({"repeated": seen})
+        return induction.compute(Evidence(observations={"repeated": seen}))
 
     return work
 

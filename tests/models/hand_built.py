@@ -67,7 +67,7 @@ class AttentionOnly(nn.Module):
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         residual = self.token(tokens) + self.position(positions)
         for block in self.blocks:
-            residual = residual + block(residual)
+            residual = block(residual)
         return self.unembedding(self.norm(residual))
 
 
@@ -94,9 +94,8 @@ class AttentionBlock(nn.Module):
     def forward(self, residual: Tensor) -> Tensor:
         query, key, value = self.projected(residual)
         mixed = self.attend(query, key, value)
-        return self.output(
-            rearrange(mixed, "batch head position feature -> batch position (head feature)")
-        )
+        mixed = rearrange(mixed, "batch head position feature -> batch position (head feature)")
+        return residual + self.output(mixed)
 
 
 def attend_causally(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

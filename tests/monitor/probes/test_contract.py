@@ -3,11 +3,11 @@
 import ast
 import io
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -43,11 +43,11 @@ def read(probe: Probe, kind: str, *, with_text: bool = True) -> Reading:
 def test_columns_are_those_declared(probe):
     seen = {}
 
-    def remember(observations):
-        seen.update(probe.compute(observations))
+    def remember(evidence):
+        seen.update(probe.compute(evidence))
         return seen
 
-    reading = read(Probe(spec=probe.spec, compute=remember), "attention_only")
+    reading = read(replace(probe, compute=remember), "attention_only")
     dims = [dim.name for dim in probe.spec.dims]
     declared = [column for field in probe.spec.fields for column in field.columns]
     assert set(seen) == {*dims, *declared, "n", "validity"}
@@ -118,6 +118,7 @@ def test_a_table_survives_parquet_with_its_declaration(probe):
             "dims": tuple(Dim(**dim) for dim in again["dims"]),
             "fields": tuple(Field(**field) for field in again["fields"]),
             "needs": tuple(map(tuple, again["needs"])),
+            "reads": tuple(again["reads"]),
         }
     )
     assert rebuilt == probe.spec
@@ -129,23 +130,23 @@ def test_types_of_columns(probe):
     schema = probe.spec.schema
     for field in probe.spec.fields:
         for column in field.columns:
-            expected = pa.list_(pa.float32()) if field.per_position else pa.float32()
-            assert schema.field(column).type == expected
+            assert schema.field(column).type == field.type
 
 
 @each_probe
 def test_everything_is_explained(probe):
     assert probe.spec.help.endswith(".")
     assert len(probe.spec.source) > 10
-    assert probe.spec.needs
+    assert probe.spec.needs or probe.spec.weights or probe.spec.reads
     for dim in probe.spec.dims:
         assert dim.help.endswith(".")
     for field in probe.spec.fields:
         assert field.help.endswith("."), field.name
-        if not field.per_position:
+        if field.is_number:
             assert field.null, f"{field.name} does not say what it would be without structure"
             assert field.fooled_by.endswith("."), f"{field.name} does not say what fools it"
-            assert field.stderr, f"{field.name} is published without its uncertainty"
+            uncertain = field.stderr or field.null_sd
+            assert uncertain, f"{field.name} is published without its uncertainty"
 
 
 @each_probe

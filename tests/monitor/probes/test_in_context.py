@@ -9,6 +9,7 @@ import torch
 
 from monitor.anatomy import find_language_model
 from monitor.capture import Observation, observe
+from monitor.evidence import Evidence
 from monitor.measure import measure
 from monitor.probes import in_context
 from monitor.stimuli import repeated, repeated_from, text_stimulus, text_tail
@@ -49,7 +50,7 @@ def test_every_field_token_by_token():
     torch.manual_seed(0)
     model = find_language_model(AttentionOnly())
     observations = {name: observe(model, s, losses=True) for name, s in stimuli().items()}
-    columns = in_context.compute(observations)
+    columns = in_context.compute(Evidence(observations=observations))
     losses = {}
     for name, stimulus in stimuli().items():
         with torch.no_grad():
@@ -101,7 +102,9 @@ def test_every_field_token_by_token():
 def test_a_loss_that_falls_in_a_line_gives_its_slope():
     line = 5 - torch.arange(CONTEXT - 1) / 100
     columns = in_context.compute(
-        with_losses(repeated=line, text=line, text_tail=torch.full((15,), 5.0))
+        Evidence(
+            observations=with_losses(repeated=line, text=line, text_tail=torch.full((15,), 5.0))
+        )
     )
     assert value(columns, "loss_early") == pytest.approx(5 - 0.055, abs=1e-5)
     assert value(columns, "loss_late") == pytest.approx(5 - 0.605, abs=1e-5)
@@ -123,7 +126,7 @@ def test_the_bands_hold_the_positions_of_olsson_et_al():
     observations["text_tail"] = Observation(
         stimulus=text_tail(text), vocab_size=64, losses=torch.zeros(2, 127)
     )
-    columns = in_context.compute(observations)
+    columns = in_context.compute(Evidence(observations=observations))
     assert value(columns, "loss_early") == pytest.approx(1)
     assert value(columns, "loss_late") == pytest.approx(31)
 
@@ -134,7 +137,9 @@ def test_a_planted_circuit_copies():
     blocks = torch.stack([torch.randperm(40, generator=generator)[:12] for _ in range(8)])
     stimulus = repeated_from(blocks.repeat(1, 2), torch.full((8,), 12), lead=0)
     model = find_language_model(PlantedInduction(vocab_size=40, context=24, sharpness=20.0))
-    columns = in_context.compute({"repeated": observe(model, stimulus, losses=True)})
+    columns = in_context.compute(
+        Evidence(observations={"repeated": observe(model, stimulus, losses=True)})
+    )
     assert value(columns, "repeat_later") == pytest.approx(math.log(2) / 11, abs=1e-4)
     assert value(columns, "repeat_first") > math.log(40)
     assert value(columns, "repeat_later_null") == pytest.approx(math.log(40), abs=1e-6)
@@ -162,7 +167,7 @@ def test_a_model_that_knows_nothing_guesses():
 
 
 def test_without_text_only_repeats_are_read():
-    columns = in_context.compute(with_losses(repeated=torch.ones(63)))
+    columns = in_context.compute(Evidence(observations=with_losses(repeated=torch.ones(63))))
     assert columns["validity"] == ["no held-out text"]
     assert value(columns, "repeat_first") == value(columns, "repeat_later") == 1
     for field in ("score", "score_stderr", "score_null", "loss_early", "loss_by_position"):
@@ -172,4 +177,4 @@ def test_without_text_only_repeats_are_read():
 def test_what_was_not_observed_is_said():
     unseen = Observation(stimulus=stimuli()["repeated"], vocab_size=64)
     with pytest.raises(ValueError, match="in_context needs the losses"):
-        in_context.compute({"repeated": unseen})
+        in_context.compute(Evidence(observations={"repeated": unseen}))

@@ -10,6 +10,7 @@ import torch
 from monitor.anatomy import find_language_model
 from monitor.attention import LayerAttention
 from monitor.capture import Observation, observe
+from monitor.evidence import Evidence
 from monitor.measure import measure
 from monitor.probes import induction
 from monitor.stimuli import repeated, repeated_from, text_stimulus
@@ -36,10 +37,12 @@ def test_every_field_against_the_oracle(kind):
     text = text_stimulus(torch.randint(48, (3, CONTEXT), generator=generator))
     model = find_language_model(module)
     columns = induction.compute(
-        {
-            "repeated": observe(model, stimulus, attention=True),
-            "text": observe(model, text, attention=True),
-        }
+        Evidence(
+            observations={
+                "repeated": observe(model, stimulus, attention=True),
+                "text": observe(model, text, attention=True),
+            }
+        )
     )
     expected = oracle.induction(
         patterns(eager, stimulus.tokens), stimulus.tokens, patterns(eager, text.tokens), text.tokens
@@ -67,7 +70,9 @@ def test_a_planted_circuit_is_read_exactly():
     blocks = torch.stack([torch.randperm(40, generator=generator)[:12] for _ in range(8)])
     stimulus = repeated_from(blocks.repeat(1, 2), torch.full((8,), 12), lead=0)
     model = find_language_model(PlantedInduction(vocab_size=40, context=24, sharpness=20.0))
-    columns = induction.compute({"repeated": observe(model, stimulus, attention=True)})
+    columns = induction.compute(
+        Evidence(observations={"repeated": observe(model, stimulus, attention=True)})
+    )
     assert columns["previous_token"][0].item() == pytest.approx(1, abs=1e-6)
     assert columns["prefix_matching"].tolist() == pytest.approx([0, 23 / 24], abs=1e-6)
     assert columns["duplicate_token"].tolist() == pytest.approx([0, 1 / 24], abs=1e-6)
@@ -118,7 +123,7 @@ def test_a_head_that_copies_by_position_does_not_pass_for_induction():
         attention=True,
         losses=True,
     )
-    fooled = induction.compute({"repeated": fixed})["prefix_matching"].item()
+    fooled = induction.compute(Evidence(observations={"repeated": fixed}))["prefix_matching"].item()
     assert fooled > 0.9
     assert fixed.losses[:, 20:].mean() < 0.1, "it does copy at this period"
     tables = measure(module, sequences=32)
@@ -198,7 +203,7 @@ ATTENTION = LayerAttention(
 def observed(attention: LayerAttention | None) -> dict:
     layers = None if attention is None else (attention,)
     seen = Observation(stimulus=STIMULUS, vocab_size=64, attention=layers)
-    return induction.compute({"repeated": seen})
+    return induction.compute(Evidence(observations={"repeated": seen}))
 
 
 def test_sums_are_divided_by_the_queries_of_each_target():

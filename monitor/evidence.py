@@ -1,0 +1,46 @@
+"""What a probe may draw on at one measurement.
+
+Shapes: `batch` sequences; `prediction` one position less than a stimulus has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from monitor.ablating import Ablation
+from monitor.capture import Observation
+from monitor.parts import Parts
+
+Columns = Mapping[str, Any]
+"""A probe's table as it computes it: by the name of a column its entries, one a row."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Evidence:
+    """What a probe may draw on; what its declaration does not ask for may be missing.
+
+    `observations` are what the stimuli showed, by their names; `previous` and `first` those of
+    earlier measurements of this attempt, as far as they are kept (empty at the first one); `parts`
+    the model's; `tables` what the probes that came before said, by their names; `ablated` the
+    losses with heads ablated, on each stimulus.
+    """
+
+    observations: Mapping[str, Observation]
+    previous: Mapping[str, Observation] = field(default_factory=dict)
+    first: Mapping[str, Observation] = field(default_factory=dict)
+    parts: Parts | None = None
+    tables: Mapping[str, Columns] = field(default_factory=dict)
+    ablated: Mapping[Ablation, Mapping[str, Float[Tensor, "batch prediction"]]] = field(
+        default_factory=dict
+    )
+
+    def known_parts(self) -> Parts:
+        """The parts; raises `ValueError` where the declaration did not ask for them."""
+        if self.parts is None:
+            raise ValueError("the parts of the model were not asked for: declare weights=True")
+        return self.parts
