@@ -19,11 +19,10 @@ from tests.monitor.test_parts import (
     hugging_face,
     randomised,
 )
+from tests.monitor.test_parts import pytestmark as deprecated
 from tests.monitor.test_untouched import state
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:_compile flag on create_block_mask:DeprecationWarning"
-)
+pytestmark = deprecated
 
 
 @pytest.fixture(scope="module")
