@@ -17,9 +17,9 @@ Generated from the probes' declarations by `make docs`.
 Every table has the columns `run` (from the folder's name), `step`, `tokens`, `time` and `attempt`,
 then the dimensions, then for each field the value, `<field>_stderr` (its standard error over
 sequences), `<field>_null` (what it would be without structure) and, for what is computed from
-weights and not from a sample, `<field>_null_sd` (how far the null scatters), then `n` (the number of
-independent sequences) and `validity` (`ok`, or why the row cannot be interpreted). Every column of
-a field is also a metric, named as below, except for fields per position and those of words.
+weights and not from a sample, `<field>_null_sd` (how far the null scatters), then `n` (the number
+of independent sequences) and `validity` (`ok`, or why the row cannot be interpreted). Every column
+of a field is also a metric, named as below, except for fields per position and those of words.
 """
 
 _RECORDS = """\
