@@ -284,7 +284,7 @@ def spectral(gram: Float[Tensor, "token token"]) -> tuple[Tensor, Tensor, Tensor
     [4.0, 4.0, 0.25]
     """
     centred = gram - gram.mean(0) - gram.mean(1, keepdim=True) + gram.mean()
-    if not centred.isfinite().all():
+    if len(gram) < 2 or not centred.isfinite().all():
         nothing = gram.new_tensor(math.nan)
         return nothing, nothing, nothing
     variances = torch.linalg.eigvalsh(centred).clamp_min(0)
@@ -310,7 +310,8 @@ def _u_centred(gram: Float[Tensor, "token token"]) -> Float[Tensor, "token token
     between = gram.clone().fill_diagonal_(0)
     means = between.sum(0) / (tokens - 2)
     between += means.sum() / (tokens - 1) - means - means[:, None]
-    return between.fill_diagonal_(0)
+    between.fill_diagonal_(0)
+    return between
 
 
 def isotropic(tokens: int, features: int) -> tuple[float, float, float]:
@@ -318,7 +319,7 @@ def isotropic(tokens: int, features: int) -> tuple[float, float, float]:
 
     The participation ratio is the ratio of the expected moments of a Wishart matrix, the effective
     rank that of Page's (1993) mean entropy, the top share the mean of the largest eigenvalue
-    (Johnstone 2001, with the halves of Ma 2012): all within 1.5% from 30 tokens and 4 dimensions.
+    (Johnstone 2001, with the halves of Ma 2012): all within 2% from 30 tokens and 8 dimensions.
 
     >>> [round(value, 3) for value in isotropic(64, 64)]
     [31.516, 38.511, 0.059]
