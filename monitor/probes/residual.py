@@ -302,7 +302,8 @@ def cka(
     is the unbiased HSIC but for a factor.
     """
     here, there = _u_centred(gram), _u_centred(other)
-    return (here * there).sum() / (here.norm() * there.norm())
+    cosine: Tensor = (here * there).sum() / (here.norm() * there.norm())
+    return cosine
 
 
 def _u_centred(gram: Float[Tensor, "token token"]) -> Float[Tensor, "token token"]:

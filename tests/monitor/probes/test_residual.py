@@ -1,5 +1,5 @@
-"""`residual`: against dense definitions in float64, on data of a known spectrum, on noise that seems
-to have few dimensions, on streams that were turned or mixed up, and from one measurement to the next.
+"""`residual`: against dense definitions in float64, on data of a known spectrum, on noise that
+seems low-dimensional, on streams that were turned or mixed up, and through a training.
 """
 
 import math
@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from monitor.capture import Observation
+from monitor.anatomy import find_language_model
+from monitor.capture import Observation, observe
 from monitor.evidence import Evidence
+from monitor.measure import Monitor
 from monitor.probes import residual
 from monitor.stimuli import text_stimulus
 from monitor.streams import StreamSample
 from monitor.subject import Memory
+from tests.models import HUGGING_FACE, AttentionOnly
 from tests.oracles import residual as oracle
 
 SPECTRAL = ("participation_ratio", "effective_rank", "top_share")
@@ -237,6 +240,48 @@ def test_memory_keeps_no_more_than_it_needs():
     assert memory.previous["text"] is kept
     memory.keep({})
     assert memory.previous["text"] is kept
+
+
+def test_in_training_it_tells_how_far_the_stream_has_moved():
+    torch.manual_seed(0)
+    model, text = AttentionOnly(), torch.randint(64, (6, 64))
+    watch = Monitor(root=None, probes=["residual"], text=text, sequences=6)
+    tables = []
+    for step in range(4):
+        given = watch.measure(model, step=step)
+        assert given.failures == ()
+        tables.append(given.frame("residual"))
+        assert tables[-1]["final_share"].sum() == pytest.approx(1, abs=1e-5)
+        if step < 2:
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.add_(0.7 * parameter.std() * torch.randn_like(parameter))
+    assert tables[0][["cka_previous", "cka_first", "cka_first_stderr"]].isna().all(axis=None)
+    assert tables[1]["cka_previous"].tolist() == tables[1]["cka_first"].tolist()
+    assert (tables[1]["cka_first"] < 0.95).all()
+    assert (tables[2]["cka_first"] < tables[2]["cka_previous"]).all()
+    # Nothing was trained before the last one.
+    assert tables[3]["cka_previous"].tolist() == pytest.approx([1] * len(tables[3]), abs=1e-5)
+    assert tables[3]["cka_first"].tolist() == pytest.approx(tables[2]["cka_first"], abs=1e-5)
+    assert {tuple(table["validity"]) for table in tables} == {("ok",) * len(tables[0])}
+
+
+def test_it_says_of_gpt2_what_its_own_hidden_states_say():
+    torch.manual_seed(0)
+    module = HUGGING_FACE["gpt2"]()
+    model = find_language_model(module)
+    stimulus = text_stimulus(torch.randint(model.vocab_size, (5, 32)))
+    seen = observe(model, stimulus, stream=True)
+    columns = residual.compute(Evidence(observations={"text": seen}))
+    with torch.no_grad():
+        hidden = module.eval()(stimulus.tokens, output_hidden_states=True).hidden_states
+    # The last of them comes after the final norm.
+    for layer, states in enumerate(hidden[:-1]):
+        tokens = states[:, seen.stream.positions].double().flatten(0, 1)
+        assert columns["norm"][layer].item() == pytest.approx(tokens.norm(dim=1).mean().item())
+        for field in SPECTRAL:
+            expected = getattr(oracle, field)(tokens.numpy())
+            assert columns[field][layer].item() == pytest.approx(expected, rel=1e-4), field
 
 
 def test_models_of_other_shapes_are_not_compared():
