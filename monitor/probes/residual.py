@@ -16,7 +16,8 @@ Everything but the norm and the shares comes from inner products of the sampled 
 other, and the errors from leaving sequences out.
 
 Shapes: `layer` what enters the first block and then what each returns; `sampled` positions of each
-of `batch` sequences; `token` both together; `group` of sequences that are left out together.
+of `batch` sequences; `token` both together; `subset` all tokens, or those that remain as sequences
+are left out; `side` of a square matrix.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import Any
 
 import torch
 from einops import rearrange, reduce
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from monitor.capture import Observation
@@ -238,13 +239,17 @@ def _shapes(
     """The fields of the spectrum, and similarity to the earlier measurements that there are."""
     layers, batch, sampled, features = rows.shape
     seen = {field: streams for field, streams in earlier.items() if streams is not None}
-    kept = left_in(batch).repeat_interleave(sampled, dim=1)
+    everyone = torch.ones(1, batch, dtype=torch.bool)
+    subsets = torch.cat([everyone, left_in(batch)]).repeat_interleave(sampled, dim=1)
     values, errors = [], []
     for layer, streams in enumerate(rows):
-        grams = torch.stack([gram(streams), *(gram(s[layer]) for s in seen.values())])
-        values.append(_shape(grams))
-        without = [_shape(grams[:, tokens][:, :, tokens]) for tokens in kept]
-        errors.append(jackknife_stderr(torch.stack(without)))
+        tokens = centred(streams)
+        gram = tokens @ tokens.T
+        others = [centred(other[layer]) for other in seen.values()]
+        similar = [cka(gram, other @ other.T, subsets) for other in others]
+        estimates = torch.stack([*spectral(tokens, gram, subsets).unbind(1), *similar], dim=1)
+        values.append(estimates[0])
+        errors.append(jackknife_stderr(estimates[1:]))
     value, stderr = torch.stack(values), torch.stack(errors)
     columns: dict[str, Any] = {}
     for place, field in enumerate((*_SPECTRAL, *seen)):
@@ -258,61 +263,81 @@ def _shapes(
     return columns
 
 
-def _shape(grams: Float[Tensor, "measured token token"]) -> Float[Tensor, " estimated"]:
-    """The spectral fields of the first of the Gram matrices, then its CKA with each other one."""
-    now, *earlier = grams
-    return torch.stack([*spectral(now), *(cka(now, other) for other in earlier)])
+def centred(streams: Float[Tensor, "batch sampled feature"]) -> Float[Tensor, "token feature"]:
+    """The tokens' differences from their mean, in float64.
 
-
-def gram(streams: Float[Tensor, "batch sampled feature"]) -> Float[Tensor, "token token"]:
-    """Inner products of the tokens' differences from their mean, in float64.
-
-    Centred before they are multiplied: a mean that is large beside the variance costs no digits.
+    A mean that is large beside the variance then costs no digits in inner products.
     """
     tokens = rearrange(streams.double(), "batch sampled feature -> (batch sampled) feature")
-    tokens = tokens - tokens.mean(0)
-    return tokens @ tokens.T
+    return tokens - tokens.mean(0)
 
 
-def spectral(gram: Float[Tensor, "token token"]) -> tuple[Tensor, Tensor, Tensor]:
-    """Participation ratio, effective rank and share of the top component.
+def spectral(
+    tokens: Float[Tensor, "token feature"],
+    gram: Float[Tensor, "token token"],
+    subsets: Bool[Tensor, "subset token"],
+) -> Float[Tensor, "subset estimated"]:
+    """Participation ratio, effective rank and share of the top component, of subsets of the tokens,
+    whose inner products are `gram`. NaN where the tokens are all equal, or not finite.
 
-    The tokens may be some of those that the Gram matrix was centred for: they are centred again.
-    NaN where the tokens are all equal, or not finite.
-
-    >>> [round(value.item(), 6) for value in spectral(torch.eye(5))]
-    [4.0, 4.0, 0.25]
+    >>> tokens = torch.eye(5)
+    >>> spectral(tokens, tokens @ tokens.T, torch.ones(1, 5, dtype=torch.bool))
+    tensor([[4.0000, 4.0000, 0.2500]])
     """
-    centred = gram - gram.mean(0) - gram.mean(1, keepdim=True) + gram.mean()
-    if len(gram) < 2 or not centred.isfinite().all():
-        nothing = gram.new_tensor(math.nan)
-        return nothing, nothing, nothing
-    variances = torch.linalg.eigvalsh(centred).clamp_min(0)
+    return torch.stack([_spectral(_moments(tokens, gram, subset)) for subset in subsets])
+
+
+def _moments(
+    tokens: Float[Tensor, "token feature"],
+    gram: Float[Tensor, "token token"],
+    subset: Bool[Tensor, " token"],
+) -> Float[Tensor, "side side"]:
+    """The smaller of the two matrices that have the eigenvalues of the subset's covariance."""
+    if tokens.shape[1] < len(tokens):
+        some = tokens[subset]
+        some = some - some.mean(0)
+        return some.T @ some
+    inner = gram[subset][:, subset]
+    return inner - inner.mean(0) - inner.mean(1, keepdim=True) + inner.mean()
+
+
+def _spectral(moments: Float[Tensor, "side side"]) -> Float[Tensor, " estimated"]:
+    if not (moments.numel() and moments.isfinite().all()):
+        return moments.new_full((3,), math.nan)
+    variances = torch.linalg.eigvalsh(moments).clamp_min(0)
     shares = variances / variances.sum()
     entropy = -torch.xlogy(shares, shares).sum()
-    return 1 / shares.square().sum(), entropy.exp(), shares[-1]
+    return torch.stack([1 / shares.square().sum(), entropy.exp(), shares[-1]])
 
 
 def cka(
-    gram: Float[Tensor, "token token"], other: Float[Tensor, "token token"]
-) -> Float[Tensor, ""]:
-    """Linear CKA of the same tokens seen twice: their unbiased HSIC, over the root of each one's.
-
-    It is the cosine of the two U-centred Gram matrices (Székely & Rizzo 2014), whose inner product
-    is the unbiased HSIC but for a factor.
+    gram: Float[Tensor, "token token"],
+    other: Float[Tensor, "token token"],
+    subsets: Bool[Tensor, "subset token"],
+) -> Float[Tensor, " subset"]:
+    """Linear CKA of tokens that were seen twice, from the inner products between them: their
+    unbiased HSIC over the root of that of each with itself, for subsets of the tokens.
     """
-    here, there = _u_centred(gram), _u_centred(other)
-    cosine: Tensor = (here * there).sum() / (here.norm() * there.norm())
-    return cosine
+    here, there = (matrix.clone().fill_diagonal_(0) for matrix in (gram, other))
+    alone = _hsic(here, here, subsets) * _hsic(there, there, subsets)
+    return _hsic(here, there, subsets) / alone.sqrt()
 
 
-def _u_centred(gram: Float[Tensor, "token token"]) -> Float[Tensor, "token token"]:
-    tokens = len(gram)
-    between = gram.clone().fill_diagonal_(0)
-    means = between.sum(0) / (tokens - 2)
-    between += means.sum() / (tokens - 1) - means - means[:, None]
-    between.fill_diagonal_(0)
-    return between
+def _hsic(
+    here: Float[Tensor, "token token"],
+    there: Float[Tensor, "token token"],
+    subsets: Bool[Tensor, "subset token"],
+) -> Float[Tensor, " subset"]:
+    """Unbiased HSIC (Song et al. 2012, equation 5) but for the factor that CKA does not see.
+
+    The matrices' diagonals are zero: no token is compared with itself.
+    """
+    inside = subsets.to(here.dtype).T
+    count = inside.sum(0)
+    from_here, from_there = here @ inside * inside, there @ inside * inside
+    both = ((here * there) @ inside * inside).sum(0)
+    means = from_here.sum(0) * from_there.sum(0) / ((count - 1) * (count - 2))
+    return both + means - 2 * (from_here * from_there).sum(0) / (count - 2)
 
 
 def isotropic(tokens: int, features: int) -> tuple[float, float, float]:
