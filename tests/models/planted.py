@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-# So many numbers of the stream that idle heads write and that nothing reads.
+# How many numbers of the stream the idle heads write.
 _UNREAD = 16
 
 
@@ -22,8 +22,8 @@ class PlantedCircuit(nn.Module):
     token. Position 0 has nothing before it but itself. All bases, of the stream and of each head,
     are turned at random, which changes no score, so that no number is zero everywhere.
 
-    Every other head is idle: it attends and writes, but only where nothing reads. With `decoy` head
-    1.1 attends as the induction head does; what it finds it writes there too.
+    Every other head is idle: it attends and writes, but only where neither the circuit nor the
+    unembedding reads. With `decoy` head 1.1 attends as the induction head does, and is idle too.
     """
 
     def __init__(
