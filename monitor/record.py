@@ -296,12 +296,15 @@ class Failure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """All that one measurement gave: the readings, what failed, and the seconds each probe took."""
+    """All that one measurement gave: the readings, what failed, the seconds that each probe took,
+    and how many of them went into `intervening`.
+    """
 
     moment: Moment
     readings: tuple[Reading, ...] = ()
     failures: tuple[Failure, ...] = ()
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    intervening: float = 0.0
 
     def with_failure(self, failure: Failure) -> Measurement:
         """The same measurement, in which this failed too."""

@@ -13,10 +13,12 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from monitor.ablating import Stage
 from monitor.anatomy import LanguageModel
 from monitor.attention import LayerAttention
 from monitor.capture import NoAttentionError, Observation, observe
 from monitor.evidence import Columns, Evidence
+from monitor.interventions import Budget, intervene
 from monitor.parts import Parts, find_parts
 from monitor.probes import Probe, with_read
 from monitor.ranks import Ranks, is_sharded, portable
@@ -67,12 +69,14 @@ class UnreadableError(ValueError):
 class Memory:
     """What one measurement of a model leaves to the next: its parts, and what was observed.
 
-    Of that only the residual stream is kept, on text or else on repeated tokens: shifted and turned
-    into no more dimensions than there are tokens, which leaves the distances between them.
+    `pass_seconds` is what one pass over all stimuli took when heads were last ablated. Of what was
+    observed only the residual stream is kept, on text or else on repeated tokens: shifted and
+    turned into no more dimensions than there are tokens, which leaves the distances between them.
     """
 
     parts: Parts | None = None
     searches: int = 0
+    pass_seconds: float | None = None
     first: Mapping[str, Observation] = dataclasses.field(default_factory=dict)
     previous: Mapping[str, Observation] = dataclasses.field(default_factory=dict)
 
@@ -167,20 +171,72 @@ class Subject:
         )
 
     def measure(
-        self, probes: Sequence[Probe], moment: Moment, ranks: Ranks | None = None
+        self,
+        probes: Sequence[Probe],
+        moment: Moment,
+        ranks: Ranks | None = None,
+        *,
+        seconds: float | None = None,
     ) -> Measurement:
-        """All probes; what raises becomes a failure of the probes that needed it.
+        """All probes; what raises becomes a failure of the probes that needed it. Interventions
+        take at most so many `seconds` (None: as many as it takes); a probe whose interventions
+        these do not pay for has no reading.
 
         With several processes all of them call this, and the first one has the result.
         """
         ranks, chosen = ranks or Ranks(), {probe.spec.name for probe in probes}
         probes = with_read(probes)
-        wanted = _wanted(probes, self.stimuli)
         parts = self._parts(probes)
-        observations: dict[str, Observation] = {}
+        spent = dict.fromkeys((probe.spec.name for probe in probes), 0.0)
         broken: dict[str, Exception] = {}
-        seconds = dict.fromkeys((probe.spec.name for probe in probes), 0.0)
-        for name, kinds in wanted.items():
+        begun = time.perf_counter()
+        evidence = Evidence(
+            observations=self._observe_all(probes, ranks, spent, broken),
+            previous=self.memory.previous,
+            first=self.memory.first,
+            parts=parts,
+        )
+        budget = Budget(seconds=seconds, each=time.perf_counter() - begun)
+        readings, failures = [], []
+        for probe in probes:
+            name = probe.spec.name
+            begun = time.perf_counter()
+            try:
+                if probe.plan is not None:
+                    evidence = self._intervened(probe, evidence, ranks, budget, broken)
+                columns = _computed(probe, evidence, broken) if ranks.first else None
+                if columns is not None:
+                    tables = {**evidence.tables, name: columns}
+                    evidence = dataclasses.replace(evidence, tables=tables)
+                if columns is not None and name in chosen:
+                    readings.append(Reading.build(probe.spec, moment, columns))
+            except Exception as error:
+                broken[name] = error
+                if name in chosen and ranks.first:
+                    failures.append(Failure.of(name, error))
+            spent[name] += time.perf_counter() - begun
+        try:
+            self.memory.keep(evidence.observations)
+        except Exception as error:
+            failures.append(Failure.of("memory", error))
+        return Measurement(
+            moment=moment,
+            readings=tuple(readings),
+            failures=tuple(failures),
+            seconds=spent,
+            intervening=budget.spent,
+        )
+
+    def _observe_all(
+        self,
+        probes: Sequence[Probe],
+        ranks: Ranks,
+        spent: dict[str, float],
+        broken: dict[str, Exception],
+    ) -> dict[str, Observation]:
+        """What the stimuli show, on the first process; notes what each probe spent, what broke."""
+        observations = {}
+        for name, kinds in _wanted(probes, self.stimuli).items():
             users = [p.spec.name for p in probes if name in {s for s, _ in p.spec.needs}]
             begun = time.perf_counter()
             try:
@@ -191,34 +247,32 @@ class Subject:
                 broken[name] = error
             for user in users:
                 # A pass that several probes use is shared out between them.
-                seconds[user] += (time.perf_counter() - begun) / len(users)
-        evidence = Evidence(
-            observations=observations,
-            previous=self.memory.previous,
-            first=self.memory.first,
-            parts=parts,
-        )
-        readings, failures = [], []
-        for probe in probes if ranks.first else ():
-            name = probe.spec.name
-            begun = time.perf_counter()
-            try:
-                columns = _computed(probe, evidence, broken)
-                evidence = dataclasses.replace(evidence, tables={**evidence.tables, name: columns})
-                if name in chosen:
-                    readings.append(Reading.build(probe.spec, moment, columns))
-            except Exception as error:
-                broken[name] = error
-                if name in chosen:
-                    failures.append(Failure.of(name, error))
-            seconds[name] += time.perf_counter() - begun
-        try:
-            self.memory.keep(observations)
-        except Exception as error:
-            failures.append(Failure.of("memory", error))
-        return Measurement(
-            moment=moment, readings=tuple(readings), failures=tuple(failures), seconds=seconds
-        )
+                spent[user] += (time.perf_counter() - begun) / len(users)
+        return observations
+
+    def _intervened(
+        self,
+        probe: Probe,
+        evidence: Evidence,
+        ranks: Ranks,
+        budget: Budget,
+        broken: Mapping[str, Exception],
+    ) -> Evidence:
+        """The evidence with what the model does under the interventions that a probe plans."""
+
+        def planned() -> Sequence[Stage]:
+            _raise_broken(probe, broken)
+            return () if probe.plan is None else probe.plan(evidence)
+
+        stages = ranks.share(planned)
+        if not stages:
+            return evidence
+        budget.each = self.memory.pass_seconds or budget.each
+        needed = {stimulus for stimulus, _ in probe.spec.needs}
+        stimuli = {name: s for name, s in self.stimuli.items() if name in needed}
+        ablated = intervene(evidence.known_parts(), stimuli, stages, ranks, budget)
+        self.memory.pass_seconds = budget.each
+        return dataclasses.replace(evidence, ablated=ablated, withheld=not ablated)
 
     def _parts(self, probes: Sequence[Probe]) -> Parts | None:
         """The parts of the model, where a probe asks for them, with reasons for those missing."""
@@ -286,13 +340,20 @@ def _turned(rows: Tensor) -> Tensor:
     ).clone()
 
 
-def _computed(probe: Probe, evidence: Evidence, broken: Mapping[str, Exception]) -> Columns:
-    """A probe's columns; raises what broke the passes and the probes that it needs."""
-    needed = [*(stimulus for stimulus, _ in probe.spec.needs), *probe.spec.reads]
-    for name in needed:
+def _computed(probe: Probe, evidence: Evidence, broken: Mapping[str, Exception]) -> Columns | None:
+    """A probe's columns; None where its interventions were not made. Raises what broke the passes
+    and the probes that it needs.
+    """
+    _raise_broken(probe, broken)
+    if probe.plan is not None and evidence.withheld:
+        return None
+    return probe.compute(evidence)
+
+
+def _raise_broken(probe: Probe, broken: Mapping[str, Exception]) -> None:
+    for name in (*(stimulus for stimulus, _ in probe.spec.needs), *probe.spec.reads):
         if name in broken:
             raise broken[name]
-    return probe.compute(evidence)
 
 
 def _wanted(probes: Sequence[Probe], stimuli: Mapping[str, Stimulus]) -> dict[str, dict[str, bool]]:

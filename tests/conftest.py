@@ -32,6 +32,7 @@ SHAPED = (
     "capture",
     "estimate",
     "evidence",
+    "losses",
     "parts",
     "probes",
     "stimuli",

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from monitor.ablating import Ablation
+from monitor.ablating import Stage
 from monitor.evidence import Evidence
-from monitor.probes import in_context, induction, residual
+from monitor.probes import ablation, composition, copying, in_context, induction, residual
 from monitor.record import ProbeSpec, expect_one_of
 
 
@@ -17,20 +17,23 @@ from monitor.record import ProbeSpec, expect_one_of
 class Probe:
     """A declaration, and the function from what was seen to its table's columns.
 
-    A probe that declares `interventions` also has a `plan`: the ablations that it wants, the most
-    telling first.
+    A probe that declares `interventions` also has a `plan`: the stages of ablations that it wants,
+    the most telling first.
     """
 
     spec: ProbeSpec
     compute: Callable[[Evidence], dict[str, Any]]
-    plan: Callable[[Evidence], tuple[Ablation, ...]] | None = None
+    plan: Callable[[Evidence], Sequence[Stage]] | None = None
 
 
 # What a probe reads of others comes before it.
 PROBES = (
     Probe(spec=induction.SPEC, compute=induction.compute),
     Probe(spec=in_context.SPEC, compute=in_context.compute),
+    Probe(spec=copying.SPEC, compute=copying.compute),
+    Probe(spec=composition.SPEC, compute=composition.compute),
     Probe(spec=residual.SPEC, compute=residual.compute),
+    Probe(spec=ablation.SPEC, compute=ablation.compute, plan=ablation.plan),
 )
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from monitor.capture import Observation
 from monitor.estimate import pooled_mean
 from monitor.evidence import Evidence
+from monitor.losses import early_and_late, late_minus_early, whole_minus_tail
 from monitor.record import Field, ProbeSpec
 
 _LOG_VOCABULARY = "log(vocabulary): the uniform guess"
@@ -109,15 +110,12 @@ def compute(evidence: Evidence) -> dict[str, Any]:
     if "text" not in observations:
         return columns
     text, tail = _losses(observations["text"]), _losses(observations["text_tail"])
-    sixteenth = observations["text"].stimulus.tokens.shape[1] // 16
-    early, late = text[:, sixteenth : 2 * sixteenth], text[:, -sixteenth:]
-    # The second half of the tail: with at least an eighth of the context before each target.
-    half = (tail.shape[1] + 1) // 2
+    early, late = early_and_late(text)
     return columns | {
         **_estimates("loss_early", early, _ALL, guess),
         **_estimates("loss_late", late, _ALL, guess),
-        **_estimates("score", late - early, _ALL, 0.0),
-        **_estimates("paired_score", text[:, -half:] - tail[:, -half:], _ALL, 0.0),
+        **_estimates("score", late_minus_early(text)[:, None], _ALL, 0.0),
+        **_estimates("paired_score", whole_minus_tail(text, tail)[:, None], _ALL, 0.0),
         "loss_by_position": text.mean(0, keepdim=True),
         "n": [min(len(losses), len(text))],
         "validity": ["ok"],
