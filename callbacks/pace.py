@@ -35,12 +35,17 @@ class Pace:
     first measurement is: nobody knows what it takes before. Those for checkpoints are not asked
     for; they count as well, and as many for each step are expected of the steps to come.
 
+    Interventions have a `reserve` of the budget, and what is left when all that is still due is
+    paid for: `grant` spreads that evenly over what is due, and what is not spent is saved up. They
+    are not part of what a measurement is taken to cost.
+
     While only the first steps are known, which are slow, steps are taken to be ten times as fast as
     those, and measured where even then all that is due fits.
     Where the end is unknown, 10,000 steps are counted on, and beyond them only what was trained.
 
     Args:
         overhead: seconds of measuring for each second of training; None: everything is admitted.
+        reserve: the share of that which is kept for interventions.
         schedule: what is to be thinned.
         first: the step at which training begins, now.
         last: the step at which it ends; infinity: unknown.
@@ -57,15 +62,18 @@ class Pace:
         schedule: Schedule,
         first: int,
         last: float,
+        reserve: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._overhead = check_overhead(overhead)
         self._schedule = schedule
         self._first = first
         self._last = last
+        self._reserve = reserve
         self._clock = clock
         self._begun = clock()
         self._spent = 0.0
+        self._intervened = 0.0
         self._costs: deque[float] = deque(maxlen=_COSTS_KEPT)
         # Whether the next measurement is one that was admitted.
         self._admitted = True
@@ -82,10 +90,13 @@ class Pace:
         if step >= after and (not self._marks or step - after > 2 * (self._marks[-1][0] - after)):
             self._marks.append((step, self._trained()))
 
-    def spend(self, seconds: float) -> None:
-        """Takes note of what a measurement took, admitted or not."""
+    def spend(self, seconds: float, intervening: float = 0.0) -> None:
+        """Takes note of what a measurement took, admitted or not, and of how much of that went into
+        interventions.
+        """
         self._spent += seconds
-        self._costs.append(seconds)
+        self._intervened += intervening
+        self._costs.append(max(0.0, seconds - intervening))
         self._for_checkpoints += not self._admitted
         self._admitted = False
 
@@ -94,7 +105,7 @@ class Pace:
         if self._overhead is None or not self._costs:
             self._admitted = True
             return True
-        payable = self._payable(step, self._overhead)
+        payable = self._payable(step, self._overhead * (1 - self._reserve))
         # This one at least is due: several steps may have been taken at a time.
         due = max(1, self._schedule.count(step, self._horizon(step)))
         if self._step_seconds(step) is None:
@@ -111,14 +122,32 @@ class Pace:
             self._say(step)
         return self._admitted
 
+    def grant(self, step: int) -> float | None:
+        """The seconds that interventions may take at `step`; None: as many as they take.
+
+        None are granted at the first measurement: nobody knows what it takes before.
+        """
+        if self._overhead is None:
+            return None
+        if not self._costs:
+            return 0.0
+        left = max(1, self._schedule.count(step, self._horizon(step)))
+        due = max(left, self._schedule.count(self._first, self._horizon(step)))
+        core = min(left, self._payable(step, self._overhead * (1 - self._reserve)))
+        free = (self._payable(step, self._overhead) - max(0.0, core)) * self._cost()
+        # A share of what all interventions may take: as large as what is reached of what is due.
+        return max(0.0, free * (due - left + 1) / due - self._intervened)
+
     def finish(self, step: int) -> None:
         """Says what it did where training ended before the length of a step was known."""
         if self._held_back and self._step_seconds(step) is None:
             self._say(step)
 
     def _payable(self, step: int, overhead: float) -> float:
-        """How many more measurements the budget pays for, those for checkpoints aside."""
-        left = overhead * self._projected(step) - self._spent
+        """How many more measurements the budget pays for, those for checkpoints aside, and what
+        interventions have taken.
+        """
+        left = overhead * self._projected(step) - (self._spent - self._intervened)
         taken, to_take = step - self._first, self._horizon(step) - step
         return left / self._cost() - self._for_checkpoints / max(1, taken) * to_take
 

@@ -19,7 +19,7 @@ from callbacks.tokens import TokenCount, tokens_in, tokens_of_loader
 from monitor.adapters import ModuleAdapter, check_adapters
 from monitor.anatomy import LanguageModel, find_language_model
 from monitor.measure import Monitor
-from monitor.probes import select
+from monitor.probes import select, with_read
 from monitor.ranks import LostError, Ranks, check_alike
 from monitor.record import check_run_name
 from monitor.sinks import Sink, check_port
@@ -27,6 +27,9 @@ from monitor.stimuli import SHORTEST_CONTEXT, check_text
 from monitor.untouched import untouched
 
 _log = logging.getLogger("phasewatch")
+
+# The share of the overhead budget that is kept for ablating heads.
+_RESERVE = 0.25
 
 HeldOut = Sequence[tuple[str, Callable[[], Any]]]
 """Data loaders in which to look for held-out text, in turn: what each is called, and how to get it.
@@ -61,7 +64,8 @@ class Watching:
         sequences: int = 16,
         sinks: Sequence[Sink] = (),
     ) -> None:
-        select(probes)
+        chosen = with_read(select(probes))
+        self._intervenes = any(probe.spec.interventions for probe in chosen)
         if run is not None:
             check_run_name(run)
         check_port(metrics_port)
@@ -145,7 +149,13 @@ class Watching:
         self._tokens = TokenCount(known, processes=self._ranks.count)
         self._measured_step = step if resumed else None
         self._seen_step = step
-        self._pace = Pace(overhead=self._overhead, schedule=self._schedule, first=step, last=last)
+        self._pace = Pace(
+            overhead=self._overhead,
+            schedule=self._schedule,
+            first=step,
+            last=last,
+            reserve=_RESERVE if self._intervenes else 0.0,
+        )
         if self._schedule.due(step, since=step - 1):
             self._measure(step)
 
@@ -194,8 +204,13 @@ class Watching:
         """Measures, once for each step."""
         if self._monitor is not None and self._measured_step != step:
             self._measured_step = step
-            self._monitor.measure(self._language_model, step=step, tokens=self._tokens.value)
-            self._pace.spend(self._monitor.last_seconds or 0.0)
+            measurement = self._monitor.measure(
+                self._language_model,
+                step=step,
+                tokens=self._tokens.value,
+                seconds=self._pace.grant(step),
+            )
+            self._pace.spend(self._monitor.last_seconds or 0.0, measurement.intervening)
 
     def _named_module(self, module: nn.Module) -> nn.Module:
         """What the user named to be looked into."""

@@ -197,8 +197,19 @@ class Monitor:
         self._subject, self._begun = subject, time.perf_counter()
         return subject
 
-    def measure(self, model: nn.Module, step: int, tokens: int | None = None) -> Measurement:
+    def measure(
+        self,
+        model: nn.Module,
+        step: int,
+        tokens: int | None = None,
+        *,
+        seconds: float | None = None,
+    ) -> Measurement:
         """Measures `model` at `step`, after `tokens` training tokens, and records it.
+
+        Probes that have the model run again and again, with heads ablated, do so within `seconds`:
+        0 for not at all, None (the default) for as often as they want to. Where that is too little
+        they have no table at this step. With several processes the first one's counts.
 
         The first call prepares, and raises what `prepare` raises; later calls never raise.
         """
@@ -214,7 +225,7 @@ class Monitor:
             if subject.model.device.type == "cuda":
                 torch.cuda.synchronize(subject.model.device)
             begun = time.perf_counter()
-            measurement = subject.measure(self._probes, moment, self._ranks)
+            measurement = subject.measure(self._probes, moment, self._ranks, seconds=seconds)
         except Exception as error:
             measurement = measurement.with_failure(Failure.of("measure", error))
         measurement = self._record(measurement)

@@ -20,15 +20,21 @@ class Training:
     """
 
     def __init__(self, *, step_seconds, cost, schedule, steps, overhead=0.02, known_end=True,
-                 first=0, checkpoints=()):  # fmt: skip
+                 first=0, checkpoints=(), stage=None):  # fmt: skip
         self.now = 0.0
+        self.intervened: dict[int, float] = {}
         self.costs: dict[int, float] = {}
         self.admitted: list[int] = []
         self.trained = 0.0
         schedule = Schedule.of(schedule)
         last = steps if known_end else math.inf
         pace = Pace(
-            overhead=overhead, schedule=schedule, first=first, last=last, clock=lambda: self.now
+            overhead=overhead,
+            schedule=schedule,
+            first=first,
+            last=last,
+            reserve=0.0 if stage is None else 0.25,
+            clock=lambda: self.now,
         )
         for step in range(first, steps + 1):
             if step > first:
@@ -38,9 +44,12 @@ class Training:
             if schedule.due(step, since=step - 1) and pace.admits(step):
                 self.admitted.append(step)
             if step in checkpoints or step in self.admitted[-1:]:
-                self.costs[step] = cost(step)
-                self.now += cost(step)
-                pace.spend(cost(step))
+                granted = pace.grant(step) if stage else 0.0
+                stages = 3 if granted is None else min(3, int(granted / stage)) if stage else 0
+                self.intervened[step] = stages * (stage or 0.0)
+                self.costs[step] = cost(step) + self.intervened[step]
+                self.now += self.costs[step]
+                pace.spend(self.costs[step], self.intervened[step])
         pace.finish(steps)
 
     @property
@@ -287,3 +296,54 @@ def test_shares_that_are_refused(overhead):
 @pytest.mark.parametrize("overhead", [None, 1, 1.0, 0.02, 1e-9])
 def test_shares_that_are_taken(overhead):
     assert check_overhead(overhead) is overhead
+
+
+@pytest.mark.parametrize("known_end", [True, False])
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=["default", "all", "20", "early", "first"])
+def test_the_share_is_kept_with_interventions(schedule, known_end):
+    """They come in stages, of which as many are made at a time as are granted."""
+    made = 0
+    ends = (11, 300, 6_000) if known_end else (10_000, 12_500)
+    for steps, cost, stage in itertools.product(ends, (1e-4, 0.03, 1.0), (0.01, 0.3, 8.0)):
+        for overhead in (0.001, 0.02, 0.5):
+            training = Training(
+                step_seconds=always(0.1), cost=always(cost), schedule=schedule, steps=steps,
+                overhead=overhead, known_end=known_end, stage=stage, checkpoints=(steps // 2,),
+            )  # fmt: skip
+            # The first measurement and those for checkpoints are made whatever they cost.
+            unasked = sum(
+                training.costs[s] - training.intervened[s] for s in (0, steps // 2)
+                if s in training.costs
+            )  # fmt: skip
+            spent = sum(training.costs.values())
+            # That there would be a checkpoint was not known before.
+            allowed = overhead * training.trained * (1 + 1e-9) + cost
+            assert spent <= max(allowed, unasked), (steps, cost, stage, overhead)
+            made += any(training.intervened.values())
+    assert made > 0
+
+
+def test_interventions_have_a_part_of_a_budget_that_a_schedule_would_use_up():
+    training = Training(
+        step_seconds=always(0.1), cost=always(0.05), schedule=1, steps=10_000, stage=0.4
+    )
+    for_interventions = sum(training.intervened.values()) / training.trained
+    assert 0.2 * 0.02 <= for_interventions <= 0.26 * 0.02
+    assert 0.9 * 0.02 <= training.share <= 0.02
+
+
+def test_what_a_sparse_schedule_leaves_is_spread_evenly_over_it():
+    training = Training(
+        step_seconds=always(0.1), cost=always(0.4), schedule=1_000, steps=100_000, stage=0.5
+    )
+    made = [step for step, spent in training.intervened.items() if spent]
+    # 200 s are the budget, 40 of them for measuring and up to 1.5 for each of 100 interventions.
+    assert len(made) >= 98
+    assert training.share < 0.02
+
+
+def test_without_a_budget_everything_is_granted():
+    training = Training(
+        step_seconds=always(0.1), cost=always(0.4), schedule=10, steps=100, stage=0.5, overhead=None
+    )
+    assert set(training.intervened.values()) == {1.5}
