@@ -12,6 +12,7 @@ from monitor.anatomy import find_language_model
 from monitor.capture import Observation, observe
 from monitor.evidence import Evidence
 from monitor.measure import Monitor
+from monitor.parts import find_parts
 from monitor.probes import residual
 from monitor.stimuli import text_stimulus
 from monitor.streams import StreamSample
@@ -270,7 +271,7 @@ def test_it_says_of_gpt2_what_its_own_hidden_states_say():
     module = HUGGING_FACE["gpt2"]()
     model = find_language_model(module)
     stimulus = text_stimulus(torch.randint(model.vocab_size, (5, 32)))
-    seen = observe(model, stimulus, stream=True)
+    seen = observe(model, stimulus, stream=True, parts=find_parts(model))
     columns = residual.compute(Evidence(observations={"text": seen}))
     with torch.no_grad():
         hidden = module.eval()(stimulus.tokens, output_hidden_states=True).hidden_states
