@@ -50,7 +50,9 @@ SPEC = ProbeSpec(
         Dim(name="target_layer", help="Block of the head that reads; -1: none in particular."),
         Dim(name="target_head", help="The head that reads, within its layer; -1: none."),
         Dim(
-            name="kind", help="What it reads into: q (queries), k (keys) or v (values).", text=True
+            name="kind",
+            help="What it reads into: q (queries), k (keys) or v (values); empty: none.",
+            text=True,
         ),
     ),
     fields=(
