@@ -1,13 +1,16 @@
-"""`composition`: thin products against whole matrices, a planted circuit, the null against random
-heads drawn one by one, and an impostor whose matrices compose to no effect.
+"""`composition`: thin products against whole matrices and against TransformerLens, a planted
+circuit, the null against random heads drawn one by one, and an impostor whose matrices compose to
+no effect.
 """
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 from monitor.anatomy import find_language_model
@@ -16,6 +19,7 @@ from monitor.evidence import Evidence
 from monitor.parts import Parts, find_parts
 from monitor.probes import composition
 from monitor.probes.composition import null, ratios, triangle
+from tests import models
 from tests.models import AttentionOnly, PlantedCircuit
 from tests.monitor.test_parts import Encoder, hugging_face, randomised
 from tests.oracles import weights as oracle
@@ -50,6 +54,29 @@ def test_every_pair_against_the_oracle(family):
         assert row["excess_null_sd"] == row["ratio_null_sd"] > 0
         assert row["validity"] == "ok"
     assert torch.tensor([row["ratio"] for row in found.values()]).std() > 0.01
+
+
+@pytest.fixture
+def build_bridge():
+    """TransformerLens's, whose import silences transformers."""
+    verbosity = transformers.logging.get_verbosity()
+    from transformer_lens.model_bridge.sources import build_bridge_from_module
+
+    yield build_bridge_from_module
+    transformers.logging.set_verbosity(verbosity)
+
+
+def test_every_pair_against_transformer_lens(build_bridge):
+    """It folds no norm; here their gains are 1, and they take no mean off."""
+    model = models.llama().eval()
+    found = rows(parts_of(model))
+    copied = copy.deepcopy(model)
+    bridge = build_bridge(copied, type(model).__name__, hf_config=copied.config)
+    with torch.no_grad():
+        scores = {kind: bridge.all_composition_scores(kind.upper()).scores for kind in "qkv"}
+    assert len(found) == 3 * models.HEADS**2
+    for (*place, kind), row in found.items():
+        assert row["ratio"] == pytest.approx(float(scores[kind][tuple(place)]), abs=1e-6)
 
 
 def test_thin_products_are_whole_ones_in_float64():
