@@ -50,7 +50,9 @@ SPEC = ProbeSpec(
         Dim(name="target_layer", help="Block of the head that reads; -1: none in particular."),
         Dim(name="target_head", help="The head that reads, within its layer; -1: none."),
         Dim(
-            name="kind", help="What it reads into: q (queries), k (keys) or v (values).", text=True
+            name="kind",
+            help="What it reads into: q (queries), k (keys) or v (values); empty: none.",
+            text=True,
         ),
     ),
     fields=(
@@ -225,7 +227,7 @@ def null(features: int, size: int, other: int) -> tuple[float, float]:
 
     >>> mean, sd = null(64, 16, 16)
     >>> round(mean, 3), sd < 0.01
-    (0.123, True)
+    (0.125, True)
     """
     random = torch.Generator().manual_seed(_SEED)
 

@@ -95,7 +95,7 @@ class _Ends:
     def of(cls, parts: Parts) -> _Ends:
         """Raises `NotFoldedError` where an end is not known."""
         gain, vocabulary = final_gain(parts), parts.model.vocab_size
-        product = unembeddings = embeddings = torch.zeros(1)
+        product = unembeddings = embeddings = torch.zeros(())
         for ids in torch.arange(vocabulary).split(_TOKENS_AT_ONCE):
             unembedding = unembedded(parts, ids)
             embedding = embedded(parts, ids).to(unembedding)
