@@ -23,13 +23,16 @@ def demo(
     port: Annotated[
         int, typer.Option(min=0, max=65_535, help="Where to serve metrics (0: any free port).")
     ] = 9464,
+    runs: Annotated[
+        int, typer.Option(min=1, help="One after the other, with the seeds from --seed on.")
+    ] = 1,
 ) -> None:
     """Train a small transformer on real text and watch induction heads form: about a minute."""
     # Here, so that `--help` need not wait for torch.
     from monitor.demo.training import run
 
     try:
-        run(steps=steps, seed=seed, root=root, port=port)
+        run(steps=steps, seed=seed, root=root, port=port, runs=runs)
     except (ValueError, OSError, RuntimeError) as error:
         typer.secho(f"phasewatch demo: {error}", fg="red", err=True)
         raise typer.Exit(1) from error

@@ -180,7 +180,8 @@ def _validity(known: pd.DataFrame, formed: pd.DataFrame, axis: Axis) -> str:
 
 def _gap(rows: pd.DataFrame, axis: Axis) -> np.ndarray[Any, Any]:
     """Between the measurements before and at which it had formed."""
-    return _numbers(rows, axis) - _numbers(rows, f"{axis}_after")
+    gap: np.ndarray[Any, Any] = _numbers(rows, axis) - _numbers(rows, f"{axis}_after")
+    return gap
 
 
 def _numbers(rows: pd.DataFrame, column: str) -> np.ndarray[Any, Any]:

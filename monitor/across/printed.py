@@ -5,6 +5,7 @@ Every part can be narrow: tables fold their cells, and sentences wrap.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +17,8 @@ from rich.text import Text
 from monitor.across.pooled import Axis, leads, universality
 
 _PLAIN_WIDTH = 160
+
+_SEEN = "A lead compares when things were seen: what has the larger standard error is seen later."
 
 
 def console() -> Console:
@@ -39,7 +42,7 @@ def print_formations(to: Console, formations: pd.DataFrame) -> None:
 def print_universality(to: Console, formations: pd.DataFrame, axis: Axis) -> None:
     """A line for each event, and below a sentence on each that followed on another."""
     unit = {"step": "step", "tokens": "training tokens"}[axis]
-    table = _table("event", "formed", "95% interval", f"median {unit}", "range", "known to")
+    table = _table("event", "formed", "95% interval", f"median {unit}", "range", "within")
     pooled = universality(formations, axis)
     for row in pooled[pooled["runs"] > 0].to_dict("records"):
         known = row["timed"] > 0
@@ -47,13 +50,16 @@ def print_universality(to: Console, formations: pd.DataFrame, axis: Axis) -> Non
             row["event"],
             f"{row['formed']} of {row['runs']} runs",
             f"{row['share_low']:.0%} to {row['share_high']:.0%}",
-            f"{row['median']:,.0f}" if known else "-",
-            f"{row['least']:,.0f} to {row['most']:,.0f}" if known else "-",
-            f"{row['resolution']:,.0f}" if known else "-",
+            _count(row["median"]) if known else "-",
+            f"{_count(row['least'])} to {_count(row['most'])}" if known else "-",
+            _count(row["resolution"]) if known else "-",
         )
     to.print(table)
     _print_sentences(to, _caveats(pooled, unit))
-    _print_sentences(to, map(_lead, leads(formations, axis).query("runs > 0").to_dict("records")))
+    order = leads(formations, axis).query("runs > 0")
+    _print_sentences(to, map(_lead, order.to_dict("records")))
+    if len(order):
+        to.print(Text(_SEEN, "dim"))
 
 
 def _table(*columns: str) -> Table:
@@ -83,7 +89,7 @@ def _heading(run: str, rows: pd.DataFrame) -> str:
 def _when(row: dict[Any, Any]) -> tuple[str, str]:
     if not row["formed"]:
         return f"not by {row['step_last']:,}", "-"
-    tokens = "-" if pd.isna(row["tokens_by"]) else f"{row['tokens_by']:,}"
+    tokens = "-" if pd.isna(row["tokens_by"]) else _count(row["tokens_by"])
     if pd.isna(row["step"]):
         return f"by {row['step_by']:,}", tokens
     return f"{row['step']:,} (after {row['step_after']:,})", tokens
@@ -116,7 +122,7 @@ def _reasons(formations: pd.DataFrame) -> Iterator[str]:
 
 def _caveats(pooled: pd.DataFrame, unit: str) -> Iterator[str]:
     for row in pooled.to_dict("records"):
-        if row["unknown"]:
+        if row["runs"] and row["unknown"]:
             yield f"{row['event']}: of {row['unknown']} more nothing can be said."
         if row["runs"] and row["validity"] != "ok":
             yield f"{row['event']}: not on one axis: {row['validity']}."
@@ -128,7 +134,7 @@ def _caveats(pooled: pd.DataFrame, unit: str) -> Iterator[str]:
         if row["formed"] < row["runs"] and pd.notna(row["watched"]):
             yield (
                 f"{row['event']}: the runs that did not form it were watched until {unit} "
-                f"{row['watched']:,.0f} at least."
+                f"{_count(row['watched'])} at least."
             )
 
 
@@ -141,6 +147,19 @@ def _lead(row: dict[Any, Any]) -> str:
         return f"{said}."
     unit = {"step": "steps", "tokens": "tokens"}[row["axis"]]
     return (
-        f"{said}: by {row['median']:,.0f} {unit} in the median ({row['least']:,.0f} to "
-        f"{row['most']:,.0f}), each known to {row['resolution']:,.0f}."
+        f"{said}: by {_count(row['median'])} {unit} in the median ({_count(row['least'])} to "
+        f"{_count(row['most'])}), each known to within {_count(row['resolution'])}."
     )
+
+
+def _count(number: float) -> str:
+    """A number of steps or tokens, in three or four figures where it is large.
+
+    >>> [_count(number) for number in (1_060, 412_800, 1_279_680, -9_876_543_210, 999_999)]
+    ['1,060', '412.8k', '1.280M', '-9.877B', '1.000M']
+    """
+    if abs(number) < 100_000:
+        return f"{number:,.0f}"
+    rounded = float(f"{number:.3e}")
+    thousands = min(int(math.log10(abs(rounded)) // 3), 4)
+    return f"{rounded / 1000**thousands:#.4g}{' kMBT'[thousands]}"
