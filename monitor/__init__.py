@@ -1,11 +1,12 @@
 """phasewatch: see the insides of a transformer change while it trains.
 
-Reading what was measured needs no torch: `tables`, `read` and `connect`. Measuring is in
-`monitor.measure`.
+Reading what was measured needs no torch: `tables`, `read` and `connect`, and for several runs
+`formations`, `universality` and `leads`. Measuring is in `monitor.measure`.
 """
 
 from __future__ import annotations
 
+from monitor.across import formations, leads, universality
 from monitor.query import connect, read, tables
 
-__all__ = ["connect", "read", "tables"]
+__all__ = ["connect", "formations", "leads", "read", "tables", "universality"]

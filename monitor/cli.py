@@ -1,9 +1,9 @@
-"""The command line: `phasewatch demo`."""
+"""The command line: `phasewatch demo` and `phasewatch transitions`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -23,16 +23,49 @@ def demo(
     port: Annotated[
         int, typer.Option(min=0, max=65_535, help="Where to serve metrics (0: any free port).")
     ] = 9464,
+    runs: Annotated[
+        int, typer.Option(min=1, help="One after the other, with the seeds from --seed on.")
+    ] = 1,
 ) -> None:
     """Train a small transformer on real text and watch induction heads form: about a minute."""
     # Here, so that `--help` need not wait for torch.
     from monitor.demo.training import run
 
     try:
-        run(steps=steps, seed=seed, root=root, port=port)
+        run(steps=steps, seed=seed, root=root, port=port, runs=runs)
     except (ValueError, OSError, RuntimeError) as error:
         typer.secho(f"phasewatch demo: {error}", fg="red", err=True)
         raise typer.Exit(1) from error
     except KeyboardInterrupt:
         typer.echo("Stopped before training began.", err=True)
         raise typer.Exit(130) from None
+
+
+@app.command()
+def transitions(
+    root: Annotated[Path, typer.Option(help="Folder of the tables.")] = Path("runs"),
+    run: Annotated[list[str] | None, typer.Option(help="Again for more; by default all.")] = None,
+    align: Annotated[bool, typer.Option("--align", help="Put the runs on one axis.")] = False,
+    axis: Annotated[Literal["step", "tokens"], typer.Option(help="Which axis.")] = "step",
+    csv: Annotated[bool, typer.Option("--csv", help="The table as CSV, whole.")] = False,
+) -> None:
+    """Say what formed in which run, and when; with --align, in how many runs and how far apart."""
+    from monitor.across import formations, universality
+    from monitor.across.printed import console, print_formations, print_universality
+
+    try:
+        formed = formations(root, run)
+        if formed.empty:
+            raise ValueError(f"no runs in {root}: expected the root= of a run")
+    except (ValueError, OSError) as error:
+        typer.secho(f"phasewatch transitions: {error}", fg="red", err=True)
+        raise typer.Exit(1) from error
+    if csv:
+        table = universality(formed, axis) if align else formed
+        typer.echo(table.to_csv(index=False), nl=False)
+        return
+    to = console()
+    print_formations(to, formed)
+    if align:
+        to.print()
+        print_universality(to, formed, axis)

@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from callbacks import TrainingDynamics
+from monitor.across import formations
+from monitor.across.printed import print_formations, print_universality
 from monitor.attempt import new_run_name
 from monitor.demo import corpus
 from monitor.demo.model import BATCH, GRADIENT_NORM, AttentionOnly, optimizer, warm_up
@@ -26,15 +28,55 @@ _MEASURED_EVERY = 20
 _SEQUENCES = 32
 
 
-def run(*, steps: int, seed: int, root: Path, port: int) -> None:
+def run(*, steps: int, seed: int, root: Path, port: int, runs: int = 1) -> None:
     """Trains for `steps` steps, shows it live, and tells at the end what happened.
 
-    Ctrl-C stops early and leaves a run that can be read. Raises `ValueError` and `OSError` where
-    the arguments are of no use, and `RuntimeError` where Python came without its source.
+    With several `runs`, does so once for each seed from `seed` on, and tells at the end in how many
+    of them what formed. Ctrl-C stops early, leaves a run that can be read, and begins no other.
+    Raises `ValueError` and `OSError` where the arguments are of no use, and `RuntimeError` where
+    Python came without its source.
     """
     console = Console()
     console.print("[dim]reading the Python standard library …[/dim]")
     text = corpus.load()
+    finished: list[str] = []
+    for one in range(seed, seed + runs):
+        try:
+            name, whole = _train(console, text, steps=steps, seed=one, root=root, port=port)
+        except KeyboardInterrupt:
+            if not finished:
+                raise
+            break
+        if not whole:
+            break
+        finished.append(name)
+        console.print()
+    if runs > 1:
+        _compare(console, root, finished, runs)
+
+
+def _compare(console: Console, root: Path, finished: list[str], runs: int) -> None:
+    """What the runs that came to their end have in common."""
+    if not finished:
+        console.print("No run came to its end: there is nothing to compare.")
+        return
+    of = f"{len(finished)} of {runs} runs" if len(finished) < runs else f"{runs} runs"
+    console.print(f"[bold]What formed in the {of} that came to their end[/bold]\n")
+    formed = formations(root, finished)
+    print_formations(console, formed)
+    console.print()
+    print_universality(console, formed, "step")
+    names = " ".join(f"--run {name}" for name in finished)
+    console.print("\nTo see it again:\n")
+    console.print(
+        f"phasewatch transitions --align --root {root} {names}", soft_wrap=True, highlight=False
+    )
+
+
+def _train(
+    console: Console, text: corpus.Corpus, *, steps: int, seed: int, root: Path, port: int
+) -> tuple[str, bool]:
+    """Trains one run and tells of it; its name, and whether it came to its end."""
     pl.seed_everything(seed, verbose=False)
     training = _Training()
     context = training.model.context
@@ -81,13 +123,14 @@ def run(*, steps: int, seed: int, root: Path, port: int) -> None:
     console.print()
     if view.measurements == 0:
         console.print("Stopped before the first measurement: nothing was recorded.")
-        return
+        return name, False
     console.print(story(root, name))
     share = view.seconds / (time.perf_counter() - begun)
     console.print(f"Measuring every {_MEASURED_EVERY} steps took {share:.0%} of the time.")
     console.print(f"\nThe tables are under {root.resolve()}. To query them:\n")
     # Lines as they are, however long: they are there to be copied.
     console.print(how_to_query(root, name), soft_wrap=True, highlight=False)
+    return name, trainer.global_step >= steps
 
 
 class _Training(pl.LightningModule):
