@@ -22,6 +22,9 @@ SHORTEST_CONTEXT = 16
 
 NO_PERIOD = -1
 
+# Enough to see whether a head always attends equally far back.
+_SAMPLED_QUERIES = 16
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class AttentionTarget:
@@ -52,7 +55,8 @@ class Stimulus:
 
     `period` is the length of the repeated block in each sequence (`NO_PERIOD`: not repeated),
     `lead` the number of positions before the first copy. `targets` says which attention entries are
-    summed, `entropy` whether the attention entropy is wanted too (a second pass over the keys).
+    summed, `entropy` whether the attention entropy is wanted too (a second pass over the keys), and
+    `sampled` at which queries it is wanted how far back each head attends.
     """
 
     name: str
@@ -61,6 +65,7 @@ class Stimulus:
     lead: int = 0
     targets: Mapping[str, AttentionTarget] = field(default_factory=dict)
     entropy: bool = False
+    sampled: Int[Tensor, "batch sample"] | None = None
 
     def rows(self, start: int, stop: int, device: torch.device) -> Stimulus:
         """Sequences `start` to `stop` of the stimulus, on `device`."""
@@ -68,6 +73,7 @@ class Stimulus:
             self,
             tokens=self.tokens[start:stop].to(device),
             period=self.period[start:stop].to(device),
+            sampled=None if self.sampled is None else self.sampled[start:stop].to(device),
             targets={name: t.rows(start, stop, device) for name, t in self.targets.items()},
         )
 
@@ -134,6 +140,7 @@ def repeated_from(
         period=period,
         lead=lead,
         entropy=True,
+        sampled=_spread(batch, positions),
         targets={
             "prefix_matching": _back(after_earlier, positions, first_key=lead + 1),
             "previous_token": _back([[1]] * batch, positions),
@@ -248,6 +255,16 @@ def _first(batch: int, positions: int) -> AttentionTarget:
     each = torch.cartesian_prod(torch.arange(batch), torch.arange(1, positions))
     sequence, query = each.unbind(1)
     return _target(torch.stack([sequence, query, torch.zeros_like(query)]), batch)
+
+
+def _spread(batch: int, positions: int) -> Int[Tensor, "batch sample"]:
+    """Some queries of every sequence, spread over the second half of the positions. They differ
+    between sequences as far as they can: what attends to one position is not equally far from all.
+    """
+    half = positions // 2
+    stride = half // min(_SAMPLED_QUERIES, half)
+    first = torch.arange(batch) * stride // batch
+    return positions - half + first[:, None] + torch.arange(0, half - stride + 1, stride)
 
 
 def _target(pairs: Int[Tensor, "3 pair"], batch: int) -> AttentionTarget:

@@ -26,6 +26,9 @@ class LayerAttention:
     `entropy` sums the entropies in nats over all queries but the first, which sees only itself;
     `normalized_entropy` sums the same divided by the log of the number of keys in view, and
     `uniform_entropy` those logs. The first two are None where the stimulus wants no entropy.
+    `offsets` holds how far back is attended: the mean over the stimulus's sampled queries of the
+    attention to the key so many positions before, and `uniform_offsets` the same for attention to
+    all keys in view equally; None where no queries are sampled.
     `causal`: no query sees a later key. `layer` and the attending `module`'s path are known once
     the whole pass was seen.
     """
@@ -36,6 +39,8 @@ class LayerAttention:
     normalized_entropy: Float[Tensor, "batch head"] | None
     uniform_entropy: Float[Tensor, "batch head"]
     causal: bool
+    offsets: Float[Tensor, "batch head offset"] | None = None
+    uniform_offsets: Float[Tensor, "batch head offset"] | None = None
     layer: int = -1
     module: str = ""
 
@@ -69,6 +74,8 @@ class LayerAttention:
             normalized_entropy=combined("normalized_entropy"),
             uniform_entropy=combine([part.uniform_entropy for part in parts]),
             causal=all(part.causal for part in parts),
+            offsets=combined("offsets"),
+            uniform_offsets=combined("uniform_offsets"),
         )
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from monitor.attention.kernels import log_sum_exp
 from monitor.attention.layer import LayerAttention
-from monitor.attention.rows import BLOCK_BYTES, HIDDEN, Rows, reduce_rows, softmax_in_view
+from monitor.attention.rows import BLOCK_BYTES, HIDDEN, Offsets, Rows, reduce_rows, softmax_in_view
 from monitor.stimuli import AttentionTarget, Stimulus
 
 
@@ -133,6 +133,7 @@ class SelfAttention:
         for name, target in stimulus.targets.items():
             mass[name] = self._mass(target, keys, normalizer, view).cpu()
             uniform[name] = view.uniform(target).expand(heads).cpu()
+        offsets = None if stimulus.sampled is None else self._offsets(keys, stimulus)
         attention = LayerAttention(
             mass=mass,
             uniform=uniform,
@@ -140,6 +141,8 @@ class SelfAttention:
             normalized_entropy=normalized,
             uniform_entropy=summed(log_length),
             causal=view.causal,
+            offsets=None if offsets is None else offsets.attended,
+            uniform_offsets=None if offsets is None else offsets.uniform,
         )
         if serves:
             return attention, mixed if self.batched else mixed.flatten(0, 1)
@@ -155,6 +158,29 @@ class SelfAttention:
             scores += self.bias[:, :, block]
             in_view = in_view & (self.bias[:, :, block] > -math.inf)
         return softmax_in_view(scores, in_view), in_view
+
+    def _offsets(
+        self, keys: Float[Tensor, "batch head key feature"], stimulus: Stimulus
+    ) -> Offsets:
+        """How far back is attended, from the rows of the sampled queries."""
+        offsets = Offsets.none(stimulus, keys.shape[1])
+        batch, samples = offsets.sampled.shape
+        each = torch.arange(batch, device=keys.device)[:, None].expand(-1, samples)
+        rows = self.query[each, :, offsets.sampled].float()
+        scores = torch.einsum("bshf,bhkf->bshk", rows, keys) * self._scale
+        in_view = torch.ones_like(scores, dtype=torch.bool)
+        if self.is_causal:
+            later = torch.arange(keys.shape[2], device=keys.device) > offsets.sampled[..., None]
+            in_view = in_view & ~later[:, :, None]
+        if self.bias is not None:
+            in_view = in_view & (
+                self.bias.expand(batch, -1, -1, -1)[each, :, offsets.sampled] > -math.inf
+            )
+        weights = softmax_in_view(scores, in_view)
+        offsets.add_rows(
+            each.flatten(), offsets.sampled.flatten(), weights.flatten(0, 1), in_view.flatten(0, 1)
+        )
+        return offsets
 
     def _mass(
         self,

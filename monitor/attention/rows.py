@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from monitor.attention.layer import LayerAttention
@@ -69,6 +69,53 @@ class Scores:
         return reduce_rows(rows, stimulus, heads=self.scores.shape[1]), None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Offsets:
+    """How far back is attended at a stimulus's sampled queries, and would be evenly."""
+
+    sampled: Int[Tensor, "batch sample"]
+    attended: Float[Tensor, "batch head offset"]
+    uniform: Float[Tensor, "batch head offset"]
+
+    @classmethod
+    def none(cls, stimulus: Stimulus, heads: int) -> Offsets:
+        """No query was added yet."""
+        if stimulus.sampled is None:
+            raise ValueError("a stimulus without sampled queries shows no offsets")
+        batch, positions = stimulus.tokens.shape
+        attended, uniform = torch.zeros(2, batch, heads, positions)
+        return cls(sampled=stimulus.sampled, attended=attended, uniform=uniform)
+
+    def add(
+        self,
+        weights: Float[Tensor, "batch head row key"],
+        in_view: Bool[Tensor, "#batch #head row key"],
+        start: int,
+    ) -> None:
+        """Adds those of the sampled queries that are among the rows, which begin at `start`."""
+        batch, heads, rows, _ = weights.shape
+        here = (self.sampled >= start) & (self.sampled < start + rows)
+        sequence, query = here.nonzero()[:, 0], self.sampled[here]
+        seen = in_view.expand(batch, heads, -1, -1)[sequence, :, query - start]
+        self.add_rows(sequence, query, weights[sequence, :, query - start], seen)
+
+    def add_rows(
+        self,
+        sequence: Int[Tensor, " sampled"],
+        query: Int[Tensor, " sampled"],
+        weights: Float[Tensor, "sampled head key"],
+        in_view: Bool[Tensor, "sampled head key"],
+    ) -> None:
+        """Adds the rows of sampled queries."""
+        key = query[:, None] - torch.arange(weights.shape[-1], device=query.device)
+        back = key.clamp(min=0)[:, None].expand_as(weights)
+        evenly = in_view / in_view.sum(-1, keepdim=True).clamp(min=1)
+        for total, attention in ((self.attended, weights), (self.uniform, evenly)):
+            at_offset = attention.gather(-1, back).where((key >= 0)[:, None], 0.0)
+            mean = at_offset / self.sampled.shape[1]
+            total.index_add_(0, sequence.cpu(), mean.to(total.dtype).cpu())
+
+
 def softmax_in_view(
     scores: Float[Tensor, "batch head row key"], in_view: Bool[Tensor, "#batch #head row key"]
 ) -> Float[Tensor, "batch head row key"]:
@@ -85,6 +132,7 @@ def reduce_rows(rows: Callable[[slice], Rows], stimulus: Stimulus, *, heads: int
     uniform = {name: torch.zeros(batch, heads) for name in stimulus.targets}
     entropy, normalized, uniform_entropy = (torch.zeros(batch, heads) for _ in range(3))
     causal = True
+    offsets = None if stimulus.sampled is None else Offsets.none(stimulus, heads)
     for start in range(0, positions, size):
         weights, in_view = rows(slice(start, start + size))
         length = in_view.sum(-1).clamp(min=1)
@@ -97,6 +145,8 @@ def reduce_rows(rows: Callable[[slice], Rows], stimulus: Stimulus, *, heads: int
             for total, attention in ((mass[name], weights), (uniform[name], evenly)):
                 attended = attention.expand(batch, heads, -1, -1)[sequence, :, query, key]
                 total.index_add_(0, sequence.cpu(), attended.cpu())
+        if offsets is not None:
+            offsets.add(weights, in_view, start)
         # The first query sees itself alone.
         later = slice(1 if start == 0 else 0, None)
         log_length = length.log().expand(batch, heads, -1)[..., later]
@@ -112,4 +162,6 @@ def reduce_rows(rows: Callable[[slice], Rows], stimulus: Stimulus, *, heads: int
         normalized_entropy=normalized if stimulus.entropy else None,
         uniform_entropy=uniform_entropy,
         causal=causal,
+        offsets=None if offsets is None else offsets.attended,
+        uniform_offsets=None if offsets is None else offsets.uniform,
     )

@@ -67,7 +67,7 @@ def run(
 ) -> Float[Tensor, "batch position vocabulary"]:
     """Runs the model and shows its tensors in the order in which they come to be; returns its
     logits. Tensors are shown as they are: what is kept must be copied. The model goes on with what
-    `see` returns in the place of a tensor; queries and keys can be exchanged only where one
+    `see` returns in the place of a tensor; queries, keys and values can be exchanged only where one
     function makes attention of them, elsewhere the `pattern` can.
 
     Raises what `see` raises, which ends the pass.

@@ -63,10 +63,10 @@ def watch(
 
     Tensors are [batch position feature] or [batch position neuron], for queries, keys, values and
     mixed values [batch head position feature]: as attention gets them, so that keys and values
-    may have fewer heads; patterns are [batch head query key], and seen only where queries and keys
-    cannot be exchanged, since no one function makes attention of them. What is written is what is
-    added to the stream, but for a scale (that of `Write`). A site that a block lacks is not seen:
-    its `reasons` say why.
+    may have fewer heads; patterns are [batch head query key], and seen only where queries, keys and
+    values cannot be exchanged, since no one function makes attention of them. What is written is
+    what is added to the stream, but for a scale (that of `Write`). A site that a block lacks is not
+    seen: its `reasons` say why.
 
     Raises `ValueError` for a site or a layer that does not exist.
     """

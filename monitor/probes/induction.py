@@ -13,6 +13,7 @@ the stimulus draws a period for each sequence; and attention is a pattern, not y
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -74,6 +75,15 @@ SPEC = ProbeSpec(
             fooled_by="Heads with nothing to do rest there: it says nothing of what else they do.",
         ),
         Field(
+            name="same_offset",
+            help="Probability that two queries of sequences of different periods attend equally "
+            "far back: 1 for a head that attends by position alone.",
+            low=0,
+            high=1,
+            null=_UNIFORM,
+            fooled_by="Heads that attend by position to several places share it out between them.",
+        ),
+        Field(
             name="entropy",
             help="Mean entropy of the attention rows.",
             unit="nats",
@@ -122,6 +132,7 @@ def compute(evidence: Evidence) -> dict[str, Any]:
             stimulus.targets[target].queries,
         )
     layers = _present(observations["repeated"].attention)
+    columns |= _same_offset(layers, observations["repeated"].stimulus.period)
     batch, positions = observations["repeated"].stimulus.tokens.shape
     queries = torch.full((batch,), positions - 1)
     uniform = torch.cat([layer.uniform_entropy for layer in layers], dim=1)
@@ -156,6 +167,32 @@ def _estimates(
     mean, stderr = pooled_mean(total, queries)
     null, _ = pooled_mean(uniform, queries)
     return {field: mean, f"{field}_stderr": stderr, f"{field}_null": null}
+
+
+def _same_offset(
+    layers: Sequence[LayerAttention], period: Int[Tensor, " batch"]
+) -> dict[str, Float[Tensor, " head"] | None]:
+    """Each pair of sequences of different periods gives how often offsets drawn from both agree."""
+    pairs = (period[:, None] != period).float()
+    if not pairs.any():
+        return dict.fromkeys(("same_offset", "same_offset_stderr", "same_offset_null"))
+    offsets = torch.cat([_present(layer.offsets) for layer in layers], dim=1)
+    uniform = torch.cat([_present(layer.uniform_offsets) for layer in layers], dim=1)
+
+    def agreement(profile: Tensor) -> tuple[Tensor, Tensor]:
+        rows = (torch.einsum("aho,bho->hab", profile, profile) * pairs).sum(-1)
+        return rows.sum(-1) / pairs.sum(), (rows.sum(-1, keepdim=True) - 2 * rows) / (
+            pairs.sum() - 2 * pairs.sum(-1)
+        )
+
+    mean, without = agreement(offsets)
+    batch = len(period)
+    variance = (batch - 1) / batch * ((without - without.mean(-1, keepdim=True)) ** 2).sum(-1)
+    return {
+        "same_offset": mean,
+        "same_offset_stderr": variance.sqrt(),
+        "same_offset_null": agreement(uniform)[0],
+    }
 
 
 def _validity(layer: LayerAttention) -> str:

@@ -38,7 +38,8 @@ from tests.oracles import patterns
 from tests.oracles.patterns import Shown
 
 CONTEXT, SEQUENCES = 32, 3
-TOKENS = repeated(vocab_size=VOCABULARY, sequences=SEQUENCES, context=CONTEXT, bos=0, seed=0).tokens
+STIMULUS = repeated(vocab_size=VOCABULARY, sequences=SEQUENCES, context=CONTEXT, bos=0, seed=0)
+TOKENS = STIMULUS.tokens
 TEXT = torch.randint(VOCABULARY, (SEQUENCES, CONTEXT), generator=torch.Generator().manual_seed(1))
 
 # Attention is read to this precision; entropies to the second.
@@ -155,7 +156,14 @@ def check(table: pd.DataFrame, shown: Shown, on_text: Shown) -> None:
     assert table["head"].tolist() == [h for w in shown.weights for h in range(w.shape[1])]
     assert (table["validity"] == "ok").all()
     assert (table["n"] == SEQUENCES).all()
-    expected = oracle.induction(shown.weights, TOKENS, on_text.weights, TEXT, visible=shown.visible)
+    expected = oracle.induction(
+        shown.weights,
+        TOKENS,
+        on_text.weights,
+        TEXT,
+        sampled=STIMULUS.sampled,
+        visible=shown.visible,
+    )
     assert expected.keys() == {field.name for field in induction.SPEC.fields}
     for field, estimates in expected.items():
         precision = ENTROPIES if "entropy" in field else SCORES

@@ -9,8 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from monitor.parts import SITES, Parts, activations, watch
-from tests.monitor.test_parts import LAYERS, TOKENS, Nano, found, hugging_face, randomised
+from tests.monitor.test_parts import (
+    ALL,
+    LAYERS,
+    TOKENS,
+    Nano,
+    build,
+    found,
+    hugging_face,
+    randomised,
+)
+from tests.monitor.test_parts import pytestmark as deprecated
 from tests.monitor.test_untouched import state
+
+pytestmark = deprecated
 
 
 @pytest.fixture(scope="module")
@@ -97,3 +109,44 @@ def test_sites_and_layers_that_do_not_exist(llama):
         activations(parts, TOKENS, sites=["residual_before", "neurons"])
     with pytest.raises(ValueError, match=r"layers=\[7\]: expected layers of a model with 2 blocks"):
         activations(parts, TOKENS, layers=[0, 7])
+
+
+def logits(parts: Parts, see: Any, *, layers: list[int]) -> Tensor:
+    """The unembedding's output in a pass in which tensors are exchanged."""
+    outputs: list[Tensor] = []
+
+    def exchange(site: str, layer: int, tensor: Tensor) -> Tensor | None:
+        if site == "unembedding_output":
+            outputs.append(tensor.clone())
+            return None
+        return see(site, tensor) if layer in layers else None
+
+    watch(parts, TOKENS, exchange)
+    return outputs[-1]
+
+
+@pytest.mark.parametrize(("name", "how"), ALL)
+def test_a_tensor_may_be_exchanged_and_the_model_goes_on_with_it(name, how):
+    """For a copy nothing changes; for another one all that comes later does, at every site."""
+    parts = found(build(name, how))
+    if parts.unembedding is None:
+        pytest.fail("a model without an unembedding shows nothing here")
+    intact = logits(parts, lambda *_: None, layers=[])
+    assert torch.equal(logits(parts, lambda _, tensor: tensor.clone(), layers=[0, 1]), intact)
+    written_out = "pattern" in parts.blocks[0].taps
+    for site in parts.blocks[0].taps:
+        changed = logits(
+            parts, lambda at, t, site=site: t * 1.5 if at == site else None, layers=[0]
+        )
+        # Where no one function makes attention of them, these are seen too late.
+        if site in {"query", "key", "value"} and written_out:
+            assert torch.equal(changed, intact), site
+        else:
+            assert not torch.equal(changed, intact), site
+
+
+def test_what_takes_a_tensors_place_has_its_shape(llama):
+    parts = found(llama)
+    expected = r"has shape \[3, 11, 2\]; expected \[3, 11, 32\], that of what passed"
+    with pytest.raises(ValueError, match=expected):
+        watch(parts, TOKENS, lambda site, *_: TOKENS.new_zeros(3, 11, 2), sites=["attention_write"])

@@ -50,7 +50,8 @@ def test_every_field_agrees_with_transformer_lens(kind, build_bridge):
         return [cache["pattern", layer] for layer in range(models.LAYERS)]
 
     repeated, text = (subject.stimuli[name].tokens for name in ("repeated", "text"))
-    expected = oracle.induction(patterns(repeated), repeated, patterns(text), text)
+    sampled = subject.stimuli["repeated"].sampled
+    expected = oracle.induction(patterns(repeated), repeated, patterns(text), text, sampled=sampled)
     assert expected.keys() == {field.name for field in induction.SPEC.fields}
     for field, estimates in expected.items():
         tolerance = 1e-5 if field == "entropy" else 1e-6

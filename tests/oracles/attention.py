@@ -139,17 +139,58 @@ def entropy(weights: Tensor, *, normalized: bool, visible: Tensor | None = None)
     return estimate(per_sequence)
 
 
+def same_offset(
+    weights: Tensor, tokens: Tensor, sampled: Tensor, visible: Tensor | None = None
+) -> Estimate:
+    """How often one head ([batch query key]) attends equally far back in two sequences of different
+    periods, at the sampled queries of each; its standard error by leaving sequences out.
+    """
+    rows = tokens.tolist()
+    periods = [next(d for d in range(1, len(r)) if r[-1] == r[-1 - d]) for r in rows]
+    seen = _seen(weights, visible)
+
+    def profile(sequence: int, *, evenly: bool) -> list[float]:
+        back = [0.0] * len(seen)
+        for query in sampled[sequence].tolist():
+            for key in range(query + 1):
+                even = seen[query][key] / sum(seen[query])
+                attended = even if evenly else float(weights[sequence, query, key])
+                back[query - key] += attended / sampled.shape[1]
+        return back
+
+    def agreement(profiles: dict[int, list[float]]) -> float:
+        agreeing = [
+            sum(p * q for p, q in zip(profiles[a], profiles[b], strict=True))
+            for a in profiles
+            for b in profiles
+            if periods[a] != periods[b]
+        ]
+        return sum(agreeing) / len(agreeing)
+
+    batch = len(tokens)
+    own = {b: profile(b, evenly=False) for b in range(batch)}
+    without = [agreement({b: p for b, p in own.items() if b != left}) for left in range(batch)]
+    middle = sum(without) / batch
+    return Estimate(
+        mean=agreement(own),
+        stderr=math.sqrt((batch - 1) / batch * sum((w - middle) ** 2 for w in without)),
+        null=agreement({b: profile(b, evenly=True) for b in range(batch)}),
+    )
+
+
 def induction(
     repeated: list[Tensor],
     repeated_tokens: Tensor,
     text: list[Tensor],
     text_tokens: Tensor,
     *,
+    sampled: Tensor,
     visible: list[Tensor] | None = None,
 ) -> dict[str, list[Estimate]]:
     """Every field of `induction`, a list over heads of all layers, from each layer's patterns.
 
-    `visible` says, for each layer, which keys a query may see: [#head query key].
+    `sampled` are the queries at which offsets are compared ([batch sample]); `visible` says, for
+    each layer, which keys a query may see: [#head query key].
     """
     heads = [layer[:, head] for layer in repeated for head in range(layer.shape[1])]
     on_text = [layer[:, head] for layer in text for head in range(layer.shape[1])]
@@ -168,6 +209,10 @@ def induction(
         "previous_token_text": [
             attention_on(just_before, weights, text_tokens, keys)
             for weights, keys in zip(on_text, seen, strict=True)
+        ],
+        "same_offset": [
+            same_offset(weights, repeated_tokens, sampled, keys)
+            for weights, keys in zip(heads, seen, strict=True)
         ],
         "entropy": [
             entropy(weights, normalized=False, visible=keys)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from monitor.anatomy import find_language_model
-from monitor.attention import LayerAttention
+from monitor.attention import LayerAttention, Pattern
 from monitor.capture import Observation, observe
 from monitor.evidence import Evidence
 from monitor.measure import measure
@@ -45,7 +45,11 @@ def test_every_field_against_the_oracle(kind):
         )
     )
     expected = oracle.induction(
-        patterns(eager, stimulus.tokens), stimulus.tokens, patterns(eager, text.tokens), text.tokens
+        patterns(eager, stimulus.tokens),
+        stimulus.tokens,
+        patterns(eager, text.tokens),
+        text.tokens,
+        sampled=stimulus.sampled,
     )
     assert columns["layer"] == [0] * 4 + [1] * 4
     assert columns["head"] == [0, 1, 2, 3] * 2
@@ -98,6 +102,36 @@ def test_uniform_attention_reads_as_its_null():
     # Known answer for 64 positions and random periods.
     assert table["prefix_matching_null"].tolist() == pytest.approx([0.0503] * 4, abs=0.004)
     assert table["normalized_entropy_null"].tolist() == [1.0] * 4
+
+
+def test_only_attention_by_position_is_equally_far_in_all_sequences():
+    """A head that attends 19 back always does (and is right where a period happens to be 20), an
+    induction head and one that attends to position 0 do not.
+    """
+    stimulus = repeated(vocab_size=64, sequences=16, context=64, bos=None, seed=0)
+    query = torch.arange(64)
+
+    def one_hot(key: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.one_hot(key.clamp(min=0), 64).float()
+
+    heads = [
+        one_hot((query - 19).expand(16, -1)),
+        one_hot(query - stimulus.period[:, None] + 1),
+        one_hot(torch.zeros(16, 64, dtype=torch.long)),
+    ]
+    attention, _ = Pattern(weights=torch.stack(heads, dim=1)).reduce(stimulus)
+    seen = Observation(stimulus=stimulus, vocab_size=64, attention=(attention.at(0, "blocks.0"),))
+    columns = induction.compute(Evidence(observations={"repeated": seen}))
+    assert columns["same_offset"].tolist() == pytest.approx([1, 0, 0], abs=0.05)
+    assert columns["same_offset_null"].tolist() == pytest.approx([1 / 48] * 3, rel=0.3)
+    assert columns["prefix_matching"].tolist() == pytest.approx([0.12, 1, 0], abs=0.01)
+
+
+def test_sequences_of_one_period_say_nothing_of_offsets():
+    stimulus = replace(STIMULUS, period=torch.full((4,), 5))
+    seen = Observation(stimulus=stimulus, vocab_size=64, attention=(ATTENTION,))
+    columns = induction.compute(Evidence(observations={"repeated": seen}))
+    assert columns["same_offset"] is columns["same_offset_stderr"] is None
 
 
 def test_random_weights_are_near_the_null():
@@ -194,6 +228,8 @@ ATTENTION = LayerAttention(
     entropy=torch.ones(4, 2),
     normalized_entropy=torch.ones(4, 2),
     uniform_entropy=torch.ones(4, 2),
+    offsets=torch.ones(4, 2, 16) / 16,
+    uniform_offsets=torch.ones(4, 2, 16) / 16,
     causal=True,
     layer=5,
     module="blocks.5",
