@@ -46,7 +46,7 @@ class Estimate:
     n: int
 
     @classmethod
-    def of(cls, row: Mapping[str, Any], field: str) -> Self | None:
+    def of(cls, row: Mapping[Any, Any], field: str) -> Self | None:
         """The estimate of this field in a row, or None where it was not measured."""
         value, null = row.get(field), row.get(f"{field}_null")
         if value is None or null is None or row["validity"] != "ok":
@@ -102,12 +102,16 @@ def columns_of(field: Field, estimate: Estimate | None) -> dict[str, float | Non
     }
 
 
-def rows(columns: Mapping[str, Any]) -> list[dict[str, Any]]:
+def rows(columns: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     """The rows of a probe's table, as it computed it, in plain Python; None: not measured.
+
+    None of a table that is missing.
 
     >>> rows({"score": None, "n": [4, 4], "validity": ["ok", "ok"]})[1]
     {'score': None, 'n': 4, 'validity': 'ok'}
     """
+    if columns is None:
+        return []
     count = len(columns["validity"])
     plain = [_plain(values, count) for values in columns.values()]
     return [dict(zip(columns, row, strict=True)) for row in zip(*plain, strict=True)]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,7 +72,8 @@ def circuit_at(root: str | Path, run: str | None = None, step: int | None = None
     """
     expect_one_of(f"table in {root}", "circuit", tables(root))
     circuit = read(root, "circuit", run=run)
-    run = run or circuit.loc[circuit["time"].idxmax(), "run"]
+    if run is None:
+        run = str(circuit["run"].iloc[int(circuit["time"].argmax())])
     circuit = circuit[circuit["run"] == run]
     edges = circuit[circuit["kind"] != "none"]
     steps = sorted(edges["step"].unique().tolist())
@@ -133,7 +134,7 @@ def draw(edges: pd.DataFrame) -> Figure:
     axes = figure.add_subplot()
     _draw_edges(axes, kept, places)
     _draw_heads(axes, kept, places)
-    _finish(axes, kept, places)
+    _finish(axes, places)
     run, step = edges.iloc[0][["run", "step"]]
     figure.suptitle(title(edges), x=0.02, ha="left", fontsize=11, fontweight="bold")
     axes.set_title(f"run {run}, step {step}", loc="left", fontsize=9, color=_GREY)
@@ -155,12 +156,11 @@ def save(edges: pd.DataFrame, output: str | Path) -> Path:
     from matplotlib import rc_context
 
     # The same rows give the same bytes, and text stays text: it can be searched and read out.
-    options: dict[str, Any] = {"svg.fonttype": "none", "svg.hashsalt": "phasewatch"}
-    about = {"Title": title(edges)}
+    about: dict[str, str | None] = {"Title": title(edges)}
     if path.suffix.lower() == ".svg":
-        about |= {"Description": caption(edges), "Date": None}  # type: ignore[dict-item]
+        about |= {"Description": caption(edges), "Date": None}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with rc_context(options):
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "phasewatch"}):
         figure.savefig(path, dpi=150, metadata=about)
     return path
 
@@ -176,7 +176,7 @@ def _matplotlib_figure() -> type[Figure]:
     return Figure
 
 
-def _edge(row: dict[str, Any]) -> _Edge:
+def _edge(row: Mapping[Hashable, Any]) -> _Edge:
     field = {"k": "key_composition", "logits": "contrast"}[row["kind"]]
     source = (row["source_layer"], row["source_head"])
     target = (row["target_layer"], row["target_head"])
@@ -284,11 +284,18 @@ def _draw_heads(
     box = {"boxstyle": "round,pad=0.5", "facecolor": "#333333", "edgecolor": "none"}
     x, y = places[_LOGITS]
     axes.text(
-        x, y, "logits of the next token", color="white", ha="center", va="center", bbox=box, zorder=4
+        x,
+        y,
+        "logits of the next token",
+        color="white",
+        ha="center",
+        va="center",
+        bbox=box,
+        zorder=4,
     )
 
 
-def _finish(axes: Axes, edges: Sequence[_Edge], places: dict[Head, tuple[float, float]]) -> None:
+def _finish(axes: Axes, places: dict[Head, tuple[float, float]]) -> None:
     rows = {height: layer for (layer, _), (_, height) in places.items() if layer >= 0}
     axes.set_yticks([*rows], [f"layer {layer}" for layer in rows.values()])
     axes.set_xticks([])

@@ -87,7 +87,7 @@ def compute(evidence: Evidence) -> dict[str, Any]:
         return _no_edges(heads)
     composed = {
         (_head(row, "source_"), _head(row, "target_")): Estimate.of(row, "ratio")
-        for row in rows(evidence.tables["composition"])
+        for row in rows(evidence.tables.get("composition"))
         if row["kind"] == "k"
     }
     pairs = [(s, t) for t in inducing for s in previous if s["layer"] < t["layer"]]

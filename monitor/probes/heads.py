@@ -139,8 +139,8 @@ class Behaviour:
 
     For attribution all of `writes` must lie beyond their nulls, `below` them if so; where the
     behaviour is `named_by_writing`, it takes that to be called so, and then goes before all others.
-    `group` is the one of `ablation` that tests it. `special` are scores that make this one high
-    too: where one of them accounts for most of it, it is not this behaviour.
+    `group` is the one of `ablation` that tests it. `unless` is a score of a special case: where
+    that is most of the attention, the head is not called by the general one.
     """
 
     label: str
@@ -149,7 +149,7 @@ class Behaviour:
     below: bool = False
     named_by_writing: bool = False
     group: str | None = None
-    special: tuple[str, ...] = ()
+    unless: str | None = None
 
 
 BEHAVIOURS = (
@@ -167,9 +167,7 @@ BEHAVIOURS = (
     ),
     Behaviour(label="duplicate-token", scores=("duplicate_token",)),
     Behaviour(label="sink", scores=("first_token",)),
-    Behaviour(
-        label="positional", scores=("same_offset",), special=("previous_token", "first_token")
-    ),
+    Behaviour(label="positional", scores=("same_offset",), unless="previous_token"),
     Behaviour(
         label="copy-suppressing",
         scores=("prefix_matching", "duplicate_token"),
@@ -192,9 +190,7 @@ Seen = dict[str, Estimate | None]
 
 def compute(evidence: Evidence) -> dict[str, Any]:
     """One row a head of `induction`, from what the other tables say of it."""
-    tables = {
-        name: rows(evidence.tables[name]) if name in evidence.tables else [] for name in SPEC.reads
-    }
+    tables = {name: rows(evidence.tables.get(name)) for name in SPEC.reads}
     seen: dict[Head, Seen] = {
         _head(row): {score: Estimate.of(row, score) for score in _SCORES}
         for row in tables["induction"]
@@ -264,13 +260,8 @@ def _shown(behaviour: Behaviour, seen: Seen) -> bool:
         return False
     if behaviour.named_by_writing and _attribution_test(behaviour, seen) != "passed":
         return False
-    # A share of attention at one offset makes two draws collide there by its square.
-    specials = [seen[special] for special in behaviour.special]
-    (collisions, *_) = [seen[score] for score in behaviour.scores]
-    return not any(
-        special is not None and collisions is not None and special.value**2 > collisions.value / 2
-        for special in specials
-    )
+    special = None if behaviour.unless is None else seen[behaviour.unless]
+    return special is None or special.value <= 0.5
 
 
 def _words(behaviour: Behaviour, seen: Seen) -> dict[str, str]:
