@@ -9,6 +9,7 @@ import math
 import textwrap
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ FORMATS = (".svg", ".png", ".pdf")
 
 # What is said above the picture: never more than the claim.
 _TITLES = {
-    INDUCTION_CIRCUIT: "Induction circuit: ablating it hurts more than ablating random heads",
+    INDUCTION_CIRCUIT: "Induction circuit: ablating its heads hurts more than any random group",
     "attribution": "Heads that attend and write as in an induction circuit; no cause is shown",
     "pattern": "Heads that attend as in an induction circuit: a pattern only",
     "none": "Heads that attend as induction heads, with no path from a previous-token head",
@@ -37,14 +38,27 @@ _ABLATION = {
     "not made": "was not measured at this step",
 }
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Look:
+    """How the heads are drawn that have edges of one kind."""
+
+    name: str
+    shape: str
+    colour: str
+
+
 # Okabe and Ito's colours, which differ for every kind of colour vision; the shapes differ too.
-_KINDS = {"k": ("previous-token head", "#0072B2"), "logits": ("induction head", "#B34700")}
+_KINDS = {
+    "k": _Look(name="previous-token head", shape="s", colour="#0072B2"),
+    "logits": _Look(name="induction head", shape="o", colour="#B34700"),
+}
+_WHITE: dict[str, Any] = {"color": "white", "fontweight": "bold", "ha": "center", "va": "center"}
 _GREY = "#666666"
 _MOST_HEADS = 6
 _WIDEST = 6.0
 _MOST_DEVIATIONS = 20.0
-_MOST_TEXTS = 16
-_LOGITS = (-1, -1)
+_MOST_TEXTS = 8
 
 Head = tuple[int, int]
 
@@ -127,9 +141,9 @@ def draw(edges: pd.DataFrame) -> Figure:
     """
     figure_class = _matplotlib_figure()
     every = [_edge(row) for row in edges.to_dict("records")]
-    kept = _strongest(every)
+    kept = _drawn(every)
     places = _places(kept)
-    figure = figure_class(figsize=(8.0, 2.4 + 1.3 * len({y for _, y in places.values()})))
+    figure = figure_class(figsize=(8.0, 2.4 + 1.1 * len({y for _, y in places.values()})))
     figure.set_layout_engine("constrained")
     axes = figure.add_subplot()
     _draw_edges(axes, kept, places)
@@ -199,56 +213,56 @@ def _edge(row: Mapping[Hashable, Any]) -> _Edge:
     )
 
 
-def _strongest(edges: Sequence[_Edge]) -> list[_Edge]:
-    """The edges between the heads of each kind that have the strongest ones, and the logits."""
-    kept: set[tuple[str, Head]] = set()
+def _drawn(edges: Sequence[_Edge]) -> list[_Edge]:
+    """The edges of those heads of each kind that have the strongest ones."""
+    kept: dict[str, list[Head]] = {}
     for kind in _KINDS:
-        ordered = sorted((e for e in edges if e.kind == kind), key=lambda e: -e.strength)
-        kept |= {(kind, head) for head in [*dict.fromkeys(e.source for e in ordered)][:_MOST_HEADS]}
+        ordered = sorted((e for e in edges if e.kind == kind), key=lambda edge: -edge.strength)
+        kept[kind] = [*dict.fromkeys(edge.source for edge in ordered)][:_MOST_HEADS]
     return [
         edge
         for edge in edges
-        if (edge.kind, edge.source) in kept
-        and (edge.kind == "logits" or ("logits", edge.target) in kept)
+        if edge.source in kept[edge.kind]
+        and (edge.kind == "logits" or edge.target in kept["logits"])
     ]
 
 
 def _places(edges: Sequence[_Edge]) -> dict[Head, tuple[float, float]]:
-    """Where each head is drawn: a row for every layer that has one, and the logits on top."""
-    heads = sorted({edge.source for edge in edges})
-    layers = sorted({layer for layer, _ in heads})
-    places: dict[Head, tuple[float, float]] = {_LOGITS: (0.5, float(len(layers)))}
-    for height, layer in enumerate(layers):
-        row = [head for head in heads if head[0] == layer]
-        for place, head in enumerate(row, start=1):
-            # Heads right above each other would hide the edges between those around them.
-            shift = 0.06 * (-1) ** height if len(layers) > 2 else 0.0
-            places[head] = (place / (len(row) + 1) + shift, float(height))
-    return places
+    """Where each head is drawn: in the row of its layer, and in a column of its own, so that no
+    line to the logits passes through another head.
+    """
+    by_kind = [sorted({e.source for e in edges if e.kind == kind}) for kind in _KINDS]
+    columns = [head for pair in zip_longest(*by_kind) for head in pair if head is not None]
+    layers = sorted({layer for layer, _ in columns})
+    return {
+        head: ((column + 0.5) / len(columns), float(layers.index(head[0])))
+        for column, head in enumerate(columns)
+    }
 
 
 def _draw_edges(
-    axes: Axes, edges: Sequence[_Edge], places: dict[Head, tuple[float, float]]
+    axes: Axes, edges: Sequence[_Edge], places: Mapping[Head, tuple[float, float]]
 ) -> None:
-    largest = max((e.strength for e in edges if e.kind == "logits"), default=0.0)
-    full = {"k": _MOST_DEVIATIONS, "logits": largest if largest > 0 else 1.0}
-    styles = {True: "-", False: "--", None: ":"}
+    top = 1.0 + max(y for _, y in places.values())
+    written = [edge.strength for edge in edges if edge.kind == "logits"]
+    full = {"k": _MOST_DEVIATIONS, "logits": max(written)}
+    told = _told([edge for edge in edges if edge.kind == "k"])
     for number, edge in enumerate(edges):
-        (x, y), (to_x, to_y) = places[edge.source], places[edge.target]
-        colour = _KINDS[edge.kind][1] if edge.beyond else _GREY
-        width = 1.0 + _WIDEST * min(1.0, max(0.0, edge.strength / full[edge.kind]))
+        x, y = places[edge.source]
+        to_x, to_y = places.get(edge.target, (x, top))
+        width = _WIDEST * min(1.0, edge.strength / full[edge.kind]) if edge.beyond else 0.0
         axes.plot(
             [x, to_x],
             [y, to_y],
-            color=colour,
-            linewidth=width if edge.beyond else 1.0,
-            linestyle=styles[edge.beyond],
+            color=_KINDS[edge.kind].colour if edge.beyond else _GREY,
+            linewidth=1.0 + width,
+            linestyle={True: "-", False: "--", None: ":"}[edge.beyond],
             solid_capstyle="butt",
             zorder=1,
         )
-        if edge.text and (edge.beyond or len(edges) <= _MOST_TEXTS):
-            # Not all at the same height, or those of edges that cross would lie on each other.
-            along = (0.36, 0.5, 0.64)[number % 3]
+        if edge.kind == "logits" or edge in told:
+            # Not all halfway, or those of edges that cross would lie on each other.
+            along = (0.4, 0.6)[number % 2] if edge.kind == "k" else 1 - 0.45 / (to_y - y)
             axes.text(
                 x + along * (to_x - x),
                 y + along * (to_y - y),
@@ -261,48 +275,43 @@ def _draw_edges(
             )
 
 
+def _told(between: Sequence[_Edge]) -> set[_Edge]:
+    """The edges between heads that have their numbers beside them: of many those that are the
+    strongest to some head.
+    """
+    if len(between) <= _MOST_TEXTS:
+        return set(between)
+    by_target = {edge.target: edge for edge in sorted(between, key=lambda edge: edge.strength)}
+    return set(by_target.values())
+
+
 def _draw_heads(
-    axes: Axes, edges: Sequence[_Edge], places: dict[Head, tuple[float, float]]
+    axes: Axes, edges: Sequence[_Edge], places: Mapping[Head, tuple[float, float]]
 ) -> None:
-    shapes = {"k": "s", "logits": "o"}
-    for kind, (name, colour) in _KINDS.items():
+    for kind, look in _KINDS.items():
         heads = sorted({edge.source for edge in edges if edge.kind == kind})
-        for number, head in enumerate(heads):
-            x, y = places[head]
-            label = name if number == 0 else None
-            axes.scatter(x, y, s=900, marker=shapes[kind], color=colour, zorder=3, label=label)
-            axes.text(
-                x,
-                y,
-                f"{head[0]}.{head[1]}",
-                color="white",
-                fontweight="bold",
-                ha="center",
-                va="center",
-                zorder=4,
-            )
-    box = {"boxstyle": "round,pad=0.5", "facecolor": "#333333", "edgecolor": "none"}
-    x, y = places[_LOGITS]
-    axes.text(
-        x,
-        y,
-        "logits of the next token",
-        color="white",
-        ha="center",
-        va="center",
-        bbox=box,
-        zorder=4,
-    )
+        for (layer, head), name in zip_longest(heads, [look.name][: len(heads)]):
+            x, y = places[layer, head]
+            axes.scatter(x, y, s=800, marker=look.shape, color=look.colour, zorder=3, label=name)
+            axes.text(x, y, f"{layer}.{head}", **_WHITE, zorder=4)
 
 
-def _finish(axes: Axes, places: dict[Head, tuple[float, float]]) -> None:
-    rows = {height: layer for (layer, _), (_, height) in places.items() if layer >= 0}
-    axes.set_yticks([*rows], [f"layer {layer}" for layer in rows.values()])
+def _finish(axes: Axes, places: Mapping[Head, tuple[float, float]]) -> None:
+    rows = sorted({(y, layer) for (layer, _), (_, y) in places.items()})
+    axes.set_yticks([y for y, _ in rows], [f"layer {layer}" for _, layer in rows])
+    axes.hlines([y for y, _ in rows], 0, 1, color="#e6e6e6", linewidth=1, zorder=0)
+    axes.fill_between([0, 1], len(rows) - 0.1, len(rows) + 0.15, color="#333333", linewidth=0)
+    axes.text(0.5, len(rows) + 0.02, "logits of the next token", **_WHITE)
     axes.set_xticks([])
     axes.set_xlim(0, 1)
-    axes.set_ylim(-0.5, len(rows) + 0.4)
+    axes.set_ylim(-0.4, len(rows) + 0.2)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.legend(
-        loc="lower right", frameon=False, fontsize=8, markerscale=0.35, bbox_to_anchor=(1, 1)
+        loc="lower right",
+        bbox_to_anchor=(1, 1),
+        ncols=2,
+        frameon=False,
+        fontsize=8,
+        markerscale=0.35,
     )
