@@ -27,7 +27,8 @@ FORMATS = (".svg", ".png", ".pdf")
 
 # What is said above the picture: never more than the claim.
 _TITLES = {
-    INDUCTION_CIRCUIT: "Induction circuit: ablating its heads hurts more than any random group",
+    INDUCTION_CIRCUIT: "Induction circuit: ablating its induction heads hurts more than any "
+    "random group",
     "attribution": "Heads that attend and write as in an induction circuit; no cause is shown",
     "pattern": "Heads that attend as in an induction circuit: a pattern only",
     "none": "Heads that attend as induction heads, with no path from a previous-token head",

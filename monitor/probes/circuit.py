@@ -22,8 +22,8 @@ from monitor.record import Dim, Field, ProbeSpec
 
 SPEC = ProbeSpec(
     name="circuit",
-    help="The graph of previous-token heads, induction heads and logits, an edge a row; a row "
-    "without heads, whose validity says so, where there is none.",
+    help="The graph of previous-token heads, induction heads and logits, an edge a row, of at most "
+    "16 heads of each label; a row without heads, whose validity says so, where there is none.",
     source="Elhage et al. 2021, A Mathematical Framework for Transformer Circuits; Olsson et al. "
     "2022, In-context Learning and Induction Heads",
     dims=(
@@ -74,6 +74,9 @@ SPEC = ProbeSpec(
     reads=("heads", "composition"),
 )
 
+# Of each label: all pairs of them are edges.
+_MOST_HEADS = 16
+
 Head = tuple[int, int]
 Row = Mapping[str, Any]
 
@@ -81,8 +84,7 @@ Row = Mapping[str, Any]
 def compute(evidence: Evidence) -> dict[str, Any]:
     """One row an edge, from the tables `heads` and `composition`."""
     heads = rows(evidence.tables["heads"])
-    previous = [row for row in heads if row["label"] == "previous-token"]
-    inducing = [row for row in heads if row["label"] == "induction"]
+    previous, inducing = (_foremost(heads, label) for label in ("previous-token", "induction"))
     if not inducing:
         return _no_edges(heads)
     composed = {
@@ -113,6 +115,13 @@ def compute(evidence: Evidence) -> dict[str, Any]:
 
 def _head(row: Row, of: str = "") -> Head:
     return row[f"{of}layer"], row[f"{of}head"]
+
+
+def _foremost(heads: Sequence[Row], label: str) -> list[Row]:
+    """The heads of this label, as far as they fit: first those of which most is claimed."""
+    own = [row for row in heads if row["label"] == label]
+    foremost = sorted(own, key=lambda row: (LEVELS.index(row["claim"]), row["excess"]))
+    return sorted(foremost[-_MOST_HEADS:], key=_head)
 
 
 def _edge(

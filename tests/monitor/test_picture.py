@@ -255,7 +255,7 @@ def test_the_command_draws_and_says_what_is_shown(tmp_path):
     output = tmp_path / "c.svg"
     code, said = command("--root", tmp_path, "--run", "r", "--step", 4, "--output", output)
     assert code == 0, said
-    assert said.startswith(f"{output}: Induction circuit: ablating its heads hurts")
+    assert said.startswith(f"{output}: Induction circuit: ablating its induction heads hurts")
     assert "random matrices give 0.120" in said
     assert "run r, step 4" in words(output)
 

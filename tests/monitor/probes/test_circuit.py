@@ -102,6 +102,18 @@ def test_the_path_of_which_most_is_shown_names_the_graph():
     assert {row["claim"] for row in rows} == {"induction circuit"}
 
 
+def test_of_many_heads_those_stay_of_which_most_is_claimed():
+    seen = {(0, head): PREVIOUS for head in range(30)}
+    seen |= {(1, head): {"prefix_matching": 0.9} for head in range(30)}
+    seen |= {(1, head): {"prefix_matching": 0.95} for head in range(15)} | {(1, 29): INDUCTION}
+    rows = drawn(seen, edges={((0, 3), (1, 29)): 8.0})
+    assert len(rows) == 16 * 16 + 16
+    targets = {row["target_head"] for row in rows if row["kind"] == "k"}
+    assert targets == {*range(15), 29}
+    assert 3 in {row["source_head"] for row in rows}
+    assert {row["claim"] for row in rows} == {"attribution"}
+
+
 def test_without_a_circuit_the_step_stays_visible():
     (row,) = drawn(dict.fromkeys(HEADS, EVEN))
     assert dims(row) == (-1, -1, -1, -1, "none")
