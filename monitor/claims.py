@@ -64,12 +64,12 @@ class Estimate:
 
         With a standard error over n sequences the distance is that of Student's t which is as
         improbable: 3 deviations are 3.6 standard errors of 16 sequences. It is -inf for what is
-        not finite, or of unknown uncertainty.
+        not finite, or of unknown uncertainty, as that of a single sequence is.
         """
         distance = self.null - self.value if below else self.value - self.null
         if self.null_sd is not None:
             noise = deviations * self.null_sd
-        elif self.stderr is not None and self.n > 1:
+        elif self.stderr is not None:
             noise = _distance(self.n, deviations) * self.stderr
         else:
             return -math.inf

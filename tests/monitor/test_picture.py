@@ -174,6 +174,28 @@ def test_stronger_edges_are_wider(tmp_path):
         assert strong > 1.5 * faint > 1.5
 
 
+def test_chance_is_never_wide(tmp_path):
+    weak = {**HEADS, (0, 1): PREVIOUS, (1, 1): {**INDUCTION, "contrast": 0.2}}
+    axes = picture.draw(edges(tmp_path, seen=weak, edges={((0, 0), (1, 0)): 2.9})).axes[0]
+    chance = [line.get_linewidth() for line in axes.lines if line.get_linestyle() != "-"]
+    assert chance == [1.0] * 5
+
+
+def numbers_between(rows) -> list[str]:
+    texts = picture.draw(rows).axes[0].texts
+    return sorted(text.get_text() for text in texts if "sd" in text.get_text())
+
+
+def test_of_many_edges_the_strongest_to_each_head_have_their_numbers(tmp_path):
+    inducing = {(1, head): INDUCTION for head in range(3)}
+    between = {((0, a), (1, b)): 4.0 + (a + b) % 4 for a in range(4) for b in range(3)}
+    few = {(0, head): PREVIOUS for head in range(2)} | inducing
+    assert len(numbers_between(edges(tmp_path / "few", seen=few, edges=between))) == 6
+    many = {(0, head): PREVIOUS for head in range(4)} | inducing
+    drawn = edges(tmp_path / "many", seen=many, edges=between)
+    assert numbers_between(drawn) == ["0.19 (+7 sd)"] * 3
+
+
 def test_no_line_to_the_logits_passes_through_a_head(tmp_path):
     seen = {(layer, head): PREVIOUS for layer in (0, 1) for head in range(3)}
     seen |= {(layer, head): INDUCTION for layer in (2, 5) for head in range(3)}

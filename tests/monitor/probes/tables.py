@@ -54,7 +54,8 @@ def induction(heads: Mapping[Head, Mapping[str, Any]]) -> dict[str, Any]:
         columns[score] = torch.tensor([told.get(score, NULL) for told in heads.values()])
         stderr = [told.get(f"{score}_stderr", STDERR) for told in heads.values()]
         columns[f"{score}_stderr"] = torch.tensor(stderr)
-        columns[f"{score}_null"] = torch.full((len(heads),), NULL)
+        null = [told.get(f"{score}_null", NULL) for told in heads.values()]
+        columns[f"{score}_null"] = torch.tensor(null)
     return columns | {
         "n": [SEQUENCES] * len(heads),
         "validity": [told.get("validity", "ok") for told in heads.values()],
@@ -75,14 +76,14 @@ def copying(heads: Mapping[Head, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def attribution(heads: Mapping[Head, Mapping[str, Any]]) -> dict[str, Any]:
-    """NumPy arrays; other components that bear a head's numbers come first, to confuse."""
+    """NumPy arrays; other components that bear a head's numbers come last, to confuse."""
     contrast = np.array([told.get("contrast", 0.0) for told in heads.values()], dtype=float)
     layers, numbers = np.array([*heads]).T
     return {
-        "component": ["mlp"] * len(heads) + ["head"] * len(heads),
+        "component": ["head"] * len(heads) + ["mlp"] * len(heads),
         "layer": np.tile(layers, 2),
         "head": np.tile(numbers, 2),
-        "contrast": np.concatenate([np.full(len(heads), 99.0), contrast]),
+        "contrast": np.concatenate([contrast, np.full(len(heads), 99.0)]),
         "contrast_stderr": np.full(2 * len(heads), 0.1),
         "contrast_null": np.zeros(2 * len(heads)),
         "n": np.full(2 * len(heads), SEQUENCES),

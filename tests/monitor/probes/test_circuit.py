@@ -128,3 +128,5 @@ def test_what_is_not_interpretable_stays_so():
     reason = "attention is not causal"
     (row,) = drawn({head: {**INDUCTION, "validity": reason} for head in HEADS})
     assert row["validity"] == reason
+    (row,) = drawn({**dict.fromkeys(HEADS, EVEN), (1, 0): {"validity": reason}})
+    assert row["validity"] == "no head attends as in an induction circuit"

@@ -82,6 +82,11 @@ def test_noise_has_no_label():
     assert one(prefix_matching=NULL + bound - 1e-3, prefix_matching_stderr=0.1)["label"] == "none"
 
 
+def test_where_every_head_would_attend_so_it_means_nothing():
+    """A window of one key: uniform attention is all there, too."""
+    assert one(previous_token=1.0, previous_token_null=1.0)["label"] == "none"
+
+
 @pytest.mark.parametrize("field", ["prefix_matching", "prefix_matching_stderr"])
 def test_what_is_not_finite_is_no_evidence(field):
     assert one(**{"prefix_matching": 0.9, field: math.nan})["label"] == "none"
@@ -172,6 +177,17 @@ def test_both_ablations_must_be_made_and_hurt(lacking):
     assert (row["claim"], row["causal_test"]) == ("attribution", "not made")
     row = told(CIRCUIT, edges=K_EDGE, groups=[("induction", "1.0", HURTS | {lacking: 0.1})])[1, 0]
     assert (row["claim"], row["causal_test"]) == ("attribution", "failed")
+
+
+@pytest.mark.parametrize("lacking", ["zero", "mean"])
+def test_an_effect_that_is_not_finite_is_none(lacking):
+    groups = [("induction", "1.0", HURTS | {lacking: math.nan})]
+    assert told(CIRCUIT, edges=K_EDGE, groups=groups)[1, 0]["causal_test"] == "failed"
+
+
+def test_a_behaviour_without_a_causal_rule_is_not_tested():
+    rows = told({(0, 0): {"first_token": 0.9}}, groups=[("head", "0.0", HURTS)])
+    assert (rows[0, 0]["label"], rows[0, 0]["causal_test"]) == ("sink", "not made")
 
 
 def test_only_the_groups_of_its_own_behaviour_test_a_head():
