@@ -16,9 +16,10 @@ Generated from the probes' declarations by `make docs`.
 
 Every table has the columns `run` (from the folder's name), `step`, `tokens`, `time` and `attempt`,
 then the dimensions, then for each field the value, `<field>_stderr` (its standard error over
-sequences) and `<field>_null` (what it would be without structure), then `n` (the number of
-independent sequences) and `validity` (`ok`, or why the row cannot be interpreted). Every column of
-a field is also a metric, named as below, except for fields per position.
+sequences), `<field>_null` (what it would be without structure) and, for what is computed from
+weights and not from a sample, `<field>_null_sd` (how far the null scatters), then `n` (the number
+of independent sequences) and `validity` (`ok`, or why the row cannot be interpreted). Every column
+of a field is also a metric, named as below, except for fields per position and those of words.
 """
 
 _RECORDS = """\
@@ -71,7 +72,7 @@ def _table(spec: ProbeSpec) -> str:
 
 def _row(spec: ProbeSpec, field: Field) -> str:
     unit = f" ({field.unit})" if field.unit else ""
-    metric = "none: a list" if field.per_position else f"`{spec.metric(field.name)}`"
+    metric = f"`{spec.metric(field.name)}`" if field.is_number else "none"
     cells = (f"`{field.name}`", metric, field.help + unit, field.null or "none", field.fooled_by)
     return "| " + " | ".join(cells) + " |"
 

@@ -5,8 +5,8 @@ Shapes: `batch` sequences of `position` token ids; `prediction` one position les
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from monitor.adapters import AdapterError
 from monitor.anatomy import LanguageModel, layer_numbers, mixing_module
 from monitor.attention import LayerAttention
 from monitor.stimuli import Stimulus
+from monitor.streams import StreamSample
 from monitor.untouched import untouched
 from monitor.watch import SeenEnough, Wanted, Watch
 
@@ -33,13 +34,16 @@ class Observation:
     """What one forward pass on one stimulus showed, on the CPU.
 
     `attention` has one entry a layer; `losses[b, i]` is the cross-entropy in nats of token i + 1
-    given tokens 0 … i. Either is None where it was not asked for.
+    given tokens 0 … i. What was not asked for is None; so is what could not be seen, of which
+    `reasons` say why.
     """
 
     stimulus: Stimulus
     vocab_size: int
     attention: tuple[LayerAttention, ...] | None = None
     losses: Float[Tensor, "batch prediction"] | None = None
+    stream: StreamSample | None = None
+    reasons: Mapping[str, str] = field(default_factory=dict)
 
     @staticmethod
     def join(stimulus: Stimulus, parts: Sequence[tuple[int, Observation]]) -> Observation:

@@ -5,7 +5,8 @@ Shapes: `batch` independent sequences; `...` whatever is estimated for each of t
 
 from __future__ import annotations
 
-from jaxtyping import Float, Num
+import torch
+from jaxtyping import Bool, Float, Num
 from torch import Tensor
 
 
@@ -31,3 +32,33 @@ def pooled_mean(
         (residual**2).sum(0) * batch / (batch - 1) if batch > 1 else residual[0] * float("nan")
     )
     return mean, variance.sqrt() / count.sum(0)
+
+
+def left_in(batch: int, groups: int = 16) -> Bool[Tensor, "group batch"]:
+    """Which sequences remain as each group of neighbours is left out: one each, if they are few.
+
+    >>> left_in(3).int().tolist()
+    [[0, 1, 1], [1, 0, 1], [1, 1, 0]]
+    """
+    groups = min(groups, batch)
+    group = torch.arange(batch) * groups // batch
+    return group != torch.arange(groups)[:, None]
+
+
+def jackknife_stderr(replicates: Float[Tensor, "group *estimated"]) -> Float[Tensor, "*estimated"]:
+    """Standard error of an estimate from its values as each group of sequences is left out.
+
+    It holds for smooth functions of means, and tends to be too large where there are fewer tokens
+    than dimensions (Efron & Stein 1981); it is NaN for a single group.
+
+    >>> samples = torch.tensor([1.0, 2.0, 6.0])
+    >>> means = torch.stack([samples[kept].mean() for kept in left_in(3)])
+    >>> stderr = samples.std() / 3**0.5
+    >>> round(jackknife_stderr(means).item(), 6) == round(stderr.item(), 6)
+    True
+    """
+    groups = len(replicates)
+    if groups < 2:
+        return replicates[0] * float("nan")
+    squares = (replicates - replicates.mean(0)).square().sum(0)
+    return (squares * (groups - 1) / groups).sqrt()

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from monitor.anatomy import LanguageModel
@@ -64,12 +65,30 @@ class UnreadableError(ValueError):
 
 @dataclass(slots=True, eq=False)
 class Memory:
-    """What one measurement of a model leaves to the next: its parts, and what was observed."""
+    """What one measurement of a model leaves to the next: its parts, and what was observed.
+
+    Of that only the residual stream is kept, on text or else on repeated tokens: shifted and turned
+    into no more dimensions than there are tokens, which leaves the distances between them.
+    """
 
     parts: Parts | None = None
     searches: int = 0
-    first: dict[str, Observation] = dataclasses.field(default_factory=dict)
-    previous: dict[str, Observation] = dataclasses.field(default_factory=dict)
+    first: Mapping[str, Observation] = dataclasses.field(default_factory=dict)
+    previous: Mapping[str, Observation] = dataclasses.field(default_factory=dict)
+
+    def keep(self, observations: Mapping[str, Observation]) -> None:
+        """Keeps what the next measurement compares itself with. What is not finite is not kept."""
+        for name in ("text", "repeated"):
+            seen = observations.get(name)
+            if seen is None or seen.stream is None:
+                continue
+            if seen.stream.rows.isfinite().all():
+                stimulus = dataclasses.replace(seen.stimulus, targets={})
+                stream = dataclasses.replace(seen.stream, rows=_turned(seen.stream.rows))
+                kept = Observation(stimulus=stimulus, vocab_size=seen.vocab_size, stream=stream)
+                self.previous = {name: kept}
+                self.first = self.first or self.previous
+            return
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -193,6 +212,10 @@ class Subject:
                 if name in chosen:
                     failures.append(Failure.of(name, error))
             seconds[name] += time.perf_counter() - begun
+        try:
+            self.memory.keep(observations)
+        except Exception as error:
+            failures.append(Failure.of("memory", error))
         return Measurement(
             moment=moment, readings=tuple(readings), failures=tuple(failures), seconds=seconds
         )
@@ -250,6 +273,17 @@ class Subject:
                 raise part_seen
             parts.append((first, part_seen))
         return Observation.join(stimulus, parts) if parts else None
+
+
+def _turned(rows: Tensor) -> Tensor:
+    """The same tokens seen from their mean, in at most as many dimensions as there are tokens."""
+    tokens = rearrange(rows, "layer batch sampled feature -> layer (batch sampled) feature")
+    centred = tokens - tokens.mean(1, keepdim=True)
+    if tokens.shape[2] > tokens.shape[1]:
+        centred = torch.linalg.qr(centred.mT, mode="r").R.mT
+    return rearrange(
+        centred, "layer (batch sampled) turned -> layer batch sampled turned", batch=rows.shape[1]
+    ).clone()
 
 
 def _computed(probe: Probe, evidence: Evidence, broken: Mapping[str, Exception]) -> Columns:

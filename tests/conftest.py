@@ -35,6 +35,7 @@ SHAPED = (
     "parts",
     "probes",
     "stimuli",
+    "streams",
     "watch",
 )
 jaxtyping.install_import_hook([f"monitor.{name}" for name in SHAPED], "tests.conftest.checked")

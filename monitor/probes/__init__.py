@@ -9,7 +9,7 @@ from typing import Any
 
 from monitor.ablating import Ablation
 from monitor.evidence import Evidence
-from monitor.probes import in_context, induction
+from monitor.probes import in_context, induction, residual
 from monitor.record import ProbeSpec, expect_one_of
 
 
@@ -30,6 +30,7 @@ class Probe:
 PROBES = (
     Probe(spec=induction.SPEC, compute=induction.compute),
     Probe(spec=in_context.SPEC, compute=in_context.compute),
+    Probe(spec=residual.SPEC, compute=residual.compute),
 )
 
 

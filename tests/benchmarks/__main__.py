@@ -31,8 +31,13 @@ def _time(rounds: int) -> Iterator[Table]:
         yield timing.table(torch.device("cuda"), torch.bfloat16, rounds)
 
 
+def _probes(rounds: int) -> Iterator[Table]:
+    yield timing.probes(torch.device("cpu"), torch.float32, rounds)
+
+
 TABLES: dict[str, Callable[[int], Iterator[Table]]] = {
     "time": _time,
+    "probes": _probes,
     "memory": lambda _: iter([memory.peaks()]),
     "context": lambda _: iter([memory.growth()]),
     "losses": lambda _: iter([memory.losses()]),

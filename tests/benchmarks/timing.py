@@ -14,9 +14,10 @@ from datetime import UTC, datetime
 
 import torch
 from rich.table import Table
+from torch import nn
 
 from monitor.anatomy import find_language_model
-from monitor.probes import select
+from monitor.probes import PROBES
 from monitor.record import Moment
 from monitor.subject import StimulusOptions, Subject
 from tests.benchmarks.works import (
@@ -27,6 +28,8 @@ from tests.benchmarks.works import (
     stimulus_for,
     transformer_lens,
 )
+
+_MOMENT = Moment(run="bench", attempt=1, step=0, tokens=None, time=datetime.now(UTC))
 
 
 def table(device: torch.device, dtype: torch.dtype, rounds: int) -> Table:
@@ -42,6 +45,45 @@ def table(device: torch.device, dtype: torch.dtype, rounds: int) -> Table:
     return printed
 
 
+def probes(device: torch.device, dtype: torch.dtype, rounds: int) -> Table:
+    """A row for each probe alone, with those that it reads."""
+    title = f"Time ÷ the model's own pass on all stimuli ({device.type}, {dtype})"
+    printed = Table(title=title)
+    cases = CASES[:2]
+    for column in ("probe", *(f"{name}, {n} × {positions}" for name, n, positions in cases)):
+        printed.add_column(column, justify="left" if column == "probe" else "right")
+    columns = [_of_probes(case, device, dtype, rounds) for case in cases]
+    for probe in PROBES:
+        name = probe.spec.name
+        printed.add_row(name, *(f"{column[name]:.2f}" for column in columns))
+    return printed
+
+
+def _of_probes(
+    case: tuple[str, int, int], device: torch.device, dtype: torch.dtype, rounds: int
+) -> dict[str, float]:
+    """By the name of a probe, its median ratio."""
+    name, sequences, positions = case
+    model = MODELS[name](positions).to(device, dtype)
+    floor, subject = forward(model), _subject(model, sequences, positions)
+    ratios: dict[str, list[float]] = {probe.spec.name: [] for probe in PROBES}
+    for number in range(rounds + 1):
+        once = _seconds(lambda: [floor(s) for s in subject.stimuli.values()], device)
+        for probe in PROBES:
+            spent = _seconds(lambda probe=probe: subject.measure([probe], _MOMENT), device)
+            # The first round finds the parts of the model, and warms caches and allocators up.
+            if number > 0:
+                ratios[probe.spec.name].append(spent / once)
+    return {name: statistics.median(of_probe) for name, of_probe in ratios.items()}
+
+
+def _subject(model: nn.Module, sequences: int, positions: int) -> Subject:
+    """The model on stimuli of so many positions."""
+    text = stimulus_for(model, sequences, positions).tokens
+    options = StimulusOptions(text=text, context=positions, sequences=max(2, sequences))
+    return Subject.new(model, find_language_model(model), PROBES, options)
+
+
 def _rounds(
     name: str,
     sequences: int,
@@ -54,17 +96,14 @@ def _rounds(
     model = MODELS[name](positions).to(device, dtype)
     stimulus = stimulus_for(model, sequences, positions)
     floor, probe, lens = forward(model), attention_probe(model), transformer_lens(model)
-    found, chosen = find_language_model(model), select(None)
-    options = StimulusOptions(text=stimulus.tokens, context=positions, sequences=max(2, sequences))
-    subject = Subject.new(model, found, chosen, options)
-    moment = Moment(run="bench", attempt=1, step=0, tokens=None, time=datetime.now(UTC))
+    subject = _subject(model, sequences, positions)
     # All probes read more tokens than the pass beside them.
     read = sum(s.tokens.numel() for s in subject.stimuli.values()) / stimulus.tokens.numel()
     for number in range(rounds + 1):
         once = _seconds(lambda: floor(stimulus), device)
         ratios = (
             _seconds(lambda: probe(stimulus), device) / once,
-            _seconds(lambda: subject.measure(chosen, moment), device) / (once * read),
+            _seconds(lambda: subject.measure(PROBES, _MOMENT), device) / (once * read),
             _seconds(lambda: lens(stimulus), device) / once,
         )
         # The first round warms caches and allocators up.

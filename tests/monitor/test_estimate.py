@@ -1,4 +1,6 @@
-"""Pooled means: against the formula, against repeated draws, and where there is too little."""
+"""Pooled means and the jackknife: against the formula, against repeated draws, and where there is
+too little.
+"""
 
 import math
 
@@ -6,7 +8,7 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError
 
-from monitor.estimate import pooled_mean
+from monitor.estimate import jackknife_stderr, left_in, pooled_mean
 
 
 def test_mean_and_error_are_those_of_a_ratio_of_totals():
@@ -55,3 +57,33 @@ def test_what_is_not_finite_stays_so_and_stays_apart():
 def test_shapes_are_checked_in_tests():
     with pytest.raises(TypeCheckError):
         pooled_mean(torch.ones(4, 3), torch.ones(5))
+
+
+def test_groups_left_out_are_neighbours_of_nearly_one_size():
+    kept = left_in(40, groups=16)
+    assert (~kept).sum(0).tolist() == [1] * 40
+    assert set((~kept).sum(1).tolist()) == {2, 3}
+    for row in ~kept:
+        places = row.nonzero().flatten().tolist()
+        assert places == list(range(places[0], places[-1] + 1))
+    assert torch.equal(left_in(5), ~torch.eye(5, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("batch", [12, 40])
+def test_jackknife_is_the_spread_of_repeated_draws(batch):
+    """Of a ratio of sums, whose error has a closed form; in groups it is as large on average."""
+    draws = torch.rand(400, batch, 2, generator=torch.Generator().manual_seed(0)) + 0.2
+    errors, exact, ratios = [], [], []
+    for top, bottom in (draw.unbind(1) for draw in draws):
+        ratio, stderr = pooled_mean(top, bottom)
+        without = [top[kept].sum() / bottom[kept].sum() for kept in left_in(batch, groups=10)]
+        errors.append(jackknife_stderr(torch.stack(without)))
+        exact.append(stderr)
+        ratios.append(ratio)
+    said = torch.stack(errors).square().mean().sqrt().item()
+    assert said == pytest.approx(torch.stack(exact).square().mean().sqrt().item(), rel=0.1)
+    assert said == pytest.approx(torch.stack(ratios).std().item(), rel=0.1)
+
+
+def test_one_group_has_no_error():
+    assert jackknife_stderr(torch.ones(1, 3)).isnan().all()

@@ -1,0 +1,47 @@
+"""A sample of the residual stream.
+
+Shapes: `layer` counts the places between blocks: 0 is what enters the first block, l + 1 what block
+l returns.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+# Positions near each other hold much the same: more of them would say little more.
+_SAMPLED = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class StreamSample:
+    """The residual stream at the same few `positions` of every sequence, in float32 on the CPU."""
+
+    rows: Float[Tensor, "layer batch sampled feature"]
+    positions: Int[Tensor, " sampled"]
+
+    def sequences(self, start: int, stop: int) -> StreamSample:
+        """The stream of sequences `start` to `stop`."""
+        return dataclasses.replace(self, rows=self.rows[:, start:stop])
+
+    @staticmethod
+    def join(parts: Sequence[StreamSample]) -> StreamSample:
+        """The stream of a batch that was cut into parts."""
+        return dataclasses.replace(parts[0], rows=torch.cat([part.rows for part in parts], dim=1))
+
+
+def sampled_positions(positions: int) -> Int[Tensor, " sampled"]:
+    """At most 16 of so many positions, spread evenly. All of them predict a token of the sequence,
+    the last that does is among them, and the first position is not: much in it is like nowhere
+    else.
+
+    >>> sampled_positions(8)
+    tensor([1, 2, 3, 4, 5, 6])
+    """
+    spread = torch.linspace(1, positions - 2, max(0, min(_SAMPLED, positions - 2)))
+    return spread.round().long()
