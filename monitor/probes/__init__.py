@@ -9,7 +9,7 @@ from typing import Any
 
 from monitor.ablating import Ablation
 from monitor.evidence import Evidence
-from monitor.probes import in_context, induction, residual
+from monitor.probes import composition, copying, in_context, induction, residual
 from monitor.record import ProbeSpec, expect_one_of
 
 
@@ -31,6 +31,8 @@ PROBES = (
     Probe(spec=induction.SPEC, compute=induction.compute),
     Probe(spec=in_context.SPEC, compute=in_context.compute),
     Probe(spec=residual.SPEC, compute=residual.compute),
+    Probe(spec=copying.SPEC, compute=copying.compute),
+    Probe(spec=composition.SPEC, compute=composition.compute),
 )
 
 
