@@ -1,4 +1,4 @@
-"""The command line: `phasewatch demo` and `phasewatch transitions`."""
+"""The command line: `phasewatch demo`, `phasewatch transitions` and `phasewatch circuit`."""
 
 from __future__ import annotations
 
@@ -69,3 +69,22 @@ def transitions(
     if align:
         to.print()
         print_universality(to, formed, axis)
+
+
+@app.command()
+def circuit(
+    root: Annotated[Path, typer.Option(help="Folder of the tables.")] = Path("runs"),
+    run: Annotated[str | None, typer.Option(help="By default the last measured.")] = None,
+    step: Annotated[int | None, typer.Option(help="By default the last with edges.")] = None,
+    output: Annotated[Path, typer.Option(help="An SVG, PNG or PDF.")] = Path("circuit.svg"),
+) -> None:
+    """Draw the heads of the induction circuit at a step, and say how much of it is shown."""
+    from monitor import picture
+
+    try:
+        edges = picture.circuit_at(root, run=run, step=step)
+        path = picture.save(edges, output)
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        typer.secho(f"phasewatch circuit: {error}", fg="red", err=True)
+        raise typer.Exit(1) from error
+    typer.echo(f"{path}: {picture.title(edges)}.\n{picture.caption(edges)}")
