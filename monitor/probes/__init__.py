@@ -23,7 +23,7 @@ class Probe:
 
     spec: ProbeSpec
     compute: Callable[[Evidence], dict[str, Any]]
-    plan: Callable[[Evidence], Sequence[Stage]] | None = None
+    plan: Callable[[Evidence], tuple[Stage, ...]] | None = None
 
 
 # What a probe reads of others comes before it.
