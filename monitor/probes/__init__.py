@@ -9,7 +9,7 @@ from typing import Any
 
 from monitor.ablating import Ablation
 from monitor.evidence import Evidence
-from monitor.probes import in_context, induction
+from monitor.probes import attribution, in_context, induction, logit_lens
 from monitor.record import ProbeSpec, expect_one_of
 
 
@@ -30,6 +30,8 @@ class Probe:
 PROBES = (
     Probe(spec=induction.SPEC, compute=induction.compute),
     Probe(spec=in_context.SPEC, compute=in_context.compute),
+    Probe(spec=logit_lens.SPEC, compute=logit_lens.compute),
+    Probe(spec=attribution.SPEC, compute=attribution.compute),
 )
 
 
