@@ -9,7 +9,18 @@ from typing import Any
 
 from monitor.ablating import Stage
 from monitor.evidence import Evidence
-from monitor.probes import ablation, composition, copying, in_context, induction, residual
+from monitor.probes import (
+    ablation,
+    attribution,
+    circuit,
+    composition,
+    copying,
+    heads,
+    in_context,
+    induction,
+    logit_lens,
+    residual,
+)
 from monitor.record import ProbeSpec, expect_one_of
 
 
@@ -30,10 +41,14 @@ class Probe:
 PROBES = (
     Probe(spec=induction.SPEC, compute=induction.compute),
     Probe(spec=in_context.SPEC, compute=in_context.compute),
+    Probe(spec=logit_lens.SPEC, compute=logit_lens.compute),
+    Probe(spec=residual.SPEC, compute=residual.compute),
     Probe(spec=copying.SPEC, compute=copying.compute),
     Probe(spec=composition.SPEC, compute=composition.compute),
-    Probe(spec=residual.SPEC, compute=residual.compute),
+    Probe(spec=attribution.SPEC, compute=attribution.compute),
     Probe(spec=ablation.SPEC, compute=ablation.compute, plan=ablation.plan),
+    Probe(spec=heads.SPEC, compute=heads.compute),
+    Probe(spec=circuit.SPEC, compute=circuit.compute),
 )
 
 
