@@ -207,10 +207,11 @@ def compute(evidence: Evidence) -> dict[str, Any]:
             numbers = seen.setdefault(_head(row, "source_"), {})
             edges = (numbers.get("key_composition"), Estimate.of(row, "ratio"))
             numbers["key_composition"] = _strongest(edges, BEYOND["key_composition"])
+    ablations = [row for row in tables["ablation"] if row["validity"] == "ok"]
     told = []
     for row in tables["induction"]:
         behaviour, numbers = behaviours[_head(row)], seen[_head(row)]
-        group, numbers["over_random"] = _ablated(_head(row), behaviour, tables["ablation"])
+        group, numbers["over_random"] = _ablated(_head(row), behaviour, ablations)
         numbers["excess"] = _excess(behaviour, numbers)
         words = _words(behaviour, numbers) if row["validity"] == "ok" else dict.fromkeys(_WORDS)
         estimates = {

@@ -252,6 +252,15 @@ def test_columns_that_were_not_measured_are_no_evidence():
     assert columns["same_offset"] == [None] * 4
 
 
+def test_where_nothing_could_be_ablated_nothing_is_tested():
+    seen = evidence(CIRCUIT, groups=[("induction", "1.0", HURTS)])
+    whole = seen.tables["ablation"]
+    whole["validity"] = ["no mixed values were found"] * 2
+    assert heads.compute(seen)["causal_test"] == ["not made"] * 4
+    whole |= {"heads": None, "over_random": None, "over_random_stderr": None}
+    assert heads.compute(seen)["causal_test"] == ["not made"] * 4
+
+
 def test_what_is_not_interpretable_stays_so():
     reason = "attention is not causal"
     row = one(**INDUCTION, validity=reason)
