@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +17,10 @@ from torch import Tensor
 from monitor.adapters import AdapterError
 from monitor.anatomy import LanguageModel, layer_numbers, mixing_module
 from monitor.attention import LayerAttention
+from monitor.parts import Parts
+from monitor.parts.flow import Map, Tap, run
 from monitor.stimuli import Stimulus
-from monitor.streams import StreamSample
+from monitor.streams import AttributionSums, Kind, LensSums, Streams, StreamSample
 from monitor.untouched import untouched
 from monitor.watch import SeenEnough, Wanted, Watch
 
@@ -34,8 +37,9 @@ class Observation:
     """What one forward pass on one stimulus showed, on the CPU.
 
     `attention` has one entry a layer; `losses[b, i]` is the cross-entropy in nats of token i + 1
-    given tokens 0 … i. What was not asked for is None; so is what could not be seen, of which
-    `reasons` say why.
+    given tokens 0 … i. `stream`, `lens` and `attribution` say what happened in the residual stream,
+    where the parts of the model are known. What was not asked for is None; so is what could not be
+    seen, of which `reasons` say why.
     """
 
     stimulus: Stimulus
@@ -43,6 +47,8 @@ class Observation:
     attention: tuple[LayerAttention, ...] | None = None
     losses: Float[Tensor, "batch prediction"] | None = None
     stream: StreamSample | None = None
+    lens: LensSums | None = None
+    attribution: AttributionSums | None = None
     reasons: Mapping[str, str] = field(default_factory=dict)
 
     @staticmethod
@@ -50,18 +56,20 @@ class Observation:
         """The observation of a whole stimulus from those of its parts, each with the number of its
         first sequence. Parts may overlap: every sequence is taken once.
         """
-        attention: list[tuple[LayerAttention, ...]] = []
-        losses: list[Tensor] = []
-        taken = 0
+        taken, cut = 0, []
         for first, part in sorted(parts, key=lambda numbered: numbered[0]):
             start, stop = taken - first, len(part.stimulus.tokens)
             if start < 0:
                 raise ValueError(f"sequences {taken} to {first - 1} are in none of the parts")
-            if part.attention is not None:
-                attention.append(tuple(layer.rows(start, stop) for layer in part.attention))
-            if part.losses is not None:
-                losses.append(part.losses[start:stop])
+            cut.append((part, start, stop))
             taken = max(taken, first + stop)
+        attention = [
+            tuple(layer.rows(start, stop) for layer in part.attention)
+            for part, start, stop in cut
+            if part.attention is not None
+        ]
+        losses = [part.losses[start:stop] for part, start, stop in cut if part.losses is not None]
+        cuts = [(start, stop) for _, start, stop in cut]
         return Observation(
             stimulus=stimulus,
             vocab_size=parts[0][1].vocab_size,
@@ -69,7 +77,25 @@ class Observation:
             if attention
             else None,
             losses=torch.cat(losses) if losses else None,
+            stream=_joined(StreamSample, [part.stream for part, _, _ in cut], cuts),
+            lens=_joined(LensSums, [part.lens for part, _, _ in cut], cuts),
+            attribution=_joined(AttributionSums, [part.attribution for part, _, _ in cut], cuts),
+            reasons=dict(item for part, _, _ in cut for item in part.reasons.items()),
         )
+
+
+_Sums = TypeVar("_Sums", StreamSample, LensSums, AttributionSums)
+
+
+def _joined(
+    kind: type[_Sums], seen: Sequence[_Sums | None], cuts: Sequence[tuple[int, int]]
+) -> _Sums | None:
+    """What was seen of the parts, of each the sequences from one number to another; None where it
+    was not seen in all of them.
+    """
+    pairs = zip(seen, cuts, strict=True)
+    cut = [part.sequences(*start_stop) for part, start_stop in pairs if part is not None]
+    return kind.join(cut) if len(cut) == len(seen) else None
 
 
 def observe(
@@ -78,6 +104,10 @@ def observe(
     *,
     attention: bool = False,
     losses: bool = False,
+    stream: bool = False,
+    lens: bool = False,
+    attribution: bool = False,
+    parts: Parts | None = None,
     attention_calls: int | None = None,
     together: bool = False,
 ) -> Observation:
@@ -88,31 +118,63 @@ def observe(
     attention calls one pass makes and no losses are wanted, the pass ends at the last of them.
     `together` says that other processes, each with a part of the weights, run the same pass at the
     same time: then no pass ends early, and an error in what is seen is raised after it.
-    Raises `NoAttentionError` where attention was asked for and none was seen.
+    `stream`, `lens` and `attribution` are read off `parts`; what these do not allow is None in the
+    observation, with its reason.
+
+    Raises `NoAttentionError` where attention was asked for and none was seen, and `ValueError`
+    where `parts` are missing.
     """
+    asked: dict[Kind, bool] = {"stream": stream, "lens": lens, "attribution": attribution}
+    kinds = [kind for kind, on in asked.items() if on]
+    if parts is None and kinds:
+        raise ValueError(
+            f"{', '.join(kinds)}: expected parts= too, as find_parts(model) gives them"
+        )
     batch, positions = stimulus.tokens.shape
     at_once = batch
     if losses and model.unembedding_call is None:
         at_once = max(1, _LOGIT_BYTES // (4 * positions * model.width))
-    wanted = Wanted(
-        attention=attention,
-        losses=losses,
-        stop_after=None if losses else attention_calls,
-        together=together,
-    )
-    parts = []
+    seen = []
     with untouched(model.module):
         for start in range(0, batch, at_once):
             part = stimulus.rows(start, start + at_once, model.device)
-            parts.append((start, _pass(model, part, wanted)))
-    return Observation.join(stimulus, parts)
+            streams = Streams(parts, part, kinds) if parts is not None and kinds else None
+            wanted = Wanted(
+                attention=attention,
+                losses=losses,
+                stop_after=None
+                if losses or (streams is not None and streams.waiting)
+                else attention_calls,
+                together=together,
+            )
+            seen.append((start, _pass(model, part, wanted, streams, attention_calls)))
+    return Observation.join(stimulus, seen)
 
 
-def _pass(model: LanguageModel, stimulus: Stimulus, wanted: Wanted) -> Observation:
+def _pass(
+    model: LanguageModel,
+    stimulus: Stimulus,
+    wanted: Wanted,
+    streams: Streams | None,
+    attention_calls: int | None,
+) -> Observation:
     watch, logits = Watch(model, stimulus, wanted), None
+
+    def see(tap: Tap, tensor: Tensor, _: Map | None) -> None:
+        if streams is None:
+            return
+        streams.see(tap, tensor)
+        attended = not wanted.attention or len(watch.seen) == attention_calls
+        if attended and not (wanted.losses or wanted.together or streams.waiting):
+            raise SeenEnough
+
     try:
         with watch.watching():
-            logits = model.logits(stimulus.tokens)
+            if streams is not None and streams.waiting:
+                # The innermost sees a call first, and the outer one what it makes of it.
+                logits = run(model, stimulus.tokens, see)
+            else:
+                logits = model.logits(stimulus.tokens)
         if watch.error is not None:
             raise watch.error
     except SeenEnough:
@@ -132,6 +194,10 @@ def _pass(model: LanguageModel, stimulus: Stimulus, wanted: Wanted) -> Observati
         vocab_size=model.vocab_size,
         attention=layers if wanted.attention else None,
         losses=losses,
+        stream=None if streams is None else streams.stream(),
+        lens=None if streams is None else streams.lens(),
+        attribution=None if streams is None else streams.attribution(),
+        reasons={} if streams is None else streams.reasons,
     )
 
 

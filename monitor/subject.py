@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, get_args
 
 import torch
 from einops import rearrange
@@ -31,6 +32,7 @@ from monitor.stimuli import (
     text_tail,
     windows,
 )
+from monitor.streams import Kind
 
 _log = logging.getLogger("phasewatch")
 
@@ -39,6 +41,12 @@ _DEFAULT_CONTEXT = 256
 
 # At how many measurements parts that were not found are looked for.
 _SEARCHES = 3
+
+# What a pass shows only where the parts of the model are known.
+_OF_PARTS = set(get_args(Kind))
+
+# What says much the same on any stimulus, and is observed on the first that a probe names.
+_ON_ONE = {"stream", "lens"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -149,8 +157,10 @@ class Subject:
         attention_calls, sharded = None, is_sharded(model.module)
         for name, wanted in _wanted(with_read(probes), stimuli).items():
             one = stimuli[name].rows(0, 1, torch.device("cpu"))
+            # What asks for parts cannot fail: where it cannot be seen its table says why.
+            of_any_model = {kind: on for kind, on in wanted.items() if kind not in _OF_PARTS}
             try:
-                observation = observe(model, one, **wanted, together=sharded)
+                observation = observe(model, one, **of_any_model, together=sharded)
             except NoAttentionError:
                 raise
             except Exception as error:
@@ -276,7 +286,8 @@ class Subject:
 
     def _parts(self, probes: Sequence[Probe]) -> Parts | None:
         """The parts of the model, where a probe asks for them, with reasons for those missing."""
-        if not any(probe.spec.weights for probe in probes):
+        kinds = {kind for probe in probes for _, kind in probe.spec.needs}
+        if not (kinds & _OF_PARTS or any(probe.spec.weights for probe in probes)):
             return None
         memory = self.memory
         if memory.parts is None or memory.parts.model is not self.model:
@@ -298,7 +309,7 @@ class Subject:
             return Parts.none(self.model, f"{type(error).__name__}: {error}")
 
     def _observe(
-        self, stimulus: Stimulus, kinds: Mapping[str, bool], ranks: Ranks
+        self, stimulus: Stimulus, kinds: Mapping[str, Any], ranks: Ranks
     ) -> Observation | None:
         """What the processes saw of their parts of a stimulus, on the first one.
 
@@ -312,6 +323,7 @@ class Subject:
                 self.model,
                 part,
                 **kinds,
+                parts=self.memory.parts,
                 attention_calls=self.attention_calls,
                 together=self.sharded,
             )
@@ -356,13 +368,15 @@ def _raise_broken(probe: Probe, broken: Mapping[str, Exception]) -> None:
             raise broken[name]
 
 
-def _wanted(probes: Sequence[Probe], stimuli: Mapping[str, Stimulus]) -> dict[str, dict[str, bool]]:
+def _wanted(probes: Sequence[Probe], stimuli: Mapping[str, Stimulus]) -> dict[str, dict[str, Any]]:
     """What to observe on each stimulus, as keywords of `observe`."""
-    wanted: dict[str, dict[str, bool]] = {}
+    wanted: dict[str, dict[str, Any]] = {}
     for probe in probes:
+        served: set[str] = set()
         for stimulus, kind in probe.spec.needs:
-            if stimulus in stimuli:
+            if stimulus in stimuli and kind not in served:
                 wanted.setdefault(stimulus, {})[kind] = True
+                served |= {kind} & _ON_ONE
     return wanted
 
 

@@ -9,7 +9,18 @@ from typing import Any
 
 from monitor.ablating import Stage
 from monitor.evidence import Evidence
-from monitor.probes import ablation, composition, copying, in_context, induction, residual
+from monitor.probes import (
+    ablation,
+    attribution,
+    circuit,
+    composition,
+    copying,
+    heads,
+    in_context,
+    induction,
+    logit_lens,
+    residual,
+)
 from monitor.record import ProbeSpec, expect_one_of
 
 
@@ -34,6 +45,10 @@ PROBES = (
     Probe(spec=composition.SPEC, compute=composition.compute),
     Probe(spec=residual.SPEC, compute=residual.compute),
     Probe(spec=ablation.SPEC, compute=ablation.compute, plan=ablation.plan),
+    Probe(spec=logit_lens.SPEC, compute=logit_lens.compute),
+    Probe(spec=attribution.SPEC, compute=attribution.compute),
+    Probe(spec=heads.SPEC, compute=heads.compute),
+    Probe(spec=circuit.SPEC, compute=circuit.compute),
 )
 
 

@@ -1,5 +1,18 @@
-"""What a forward pass shows of the residual stream, where the parts of the model are known."""
+"""What a forward pass shows of the residual stream, where the parts of the model are known: a
+sample of it, what the unembedding would make of that, and what every component writes.
+"""
 
+from monitor.streams.attribution import AttributionSums, Component
+from monitor.streams.lens import LensSums
 from monitor.streams.sample import StreamSample, sampled_positions
+from monitor.streams.seeing import Kind, Streams
 
-__all__ = ["StreamSample", "sampled_positions"]
+__all__ = [
+    "AttributionSums",
+    "Component",
+    "Kind",
+    "LensSums",
+    "StreamSample",
+    "Streams",
+    "sampled_positions",
+]

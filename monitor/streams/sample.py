@@ -14,6 +14,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from monitor.parts import Parts
+from monitor.parts.flow import Tap
+from monitor.stimuli import Stimulus
+from monitor.streams.reading import UnseenError, rows_of
+
 # Positions near each other hold much the same: more of them would say little more.
 _SAMPLED = 16
 
@@ -45,3 +50,39 @@ def sampled_positions(positions: int) -> Int[Tensor, " sampled"]:
     """
     spread = torch.linspace(1, positions - 2, max(0, min(_SAMPLED, positions - 2)))
     return spread.round().long()
+
+
+class Sampler:
+    """Keeps a sample of the stream while a model runs.
+
+    Raises `UnseenError` where the model's blocks are not known.
+    """
+
+    def __init__(self, parts: Parts, stimulus: Stimulus) -> None:
+        if not parts.blocks:
+            raise UnseenError(f"blocks: {parts.reasons.get('blocks', 'not found')}")
+        self._parts = parts
+        self._tokens = stimulus.tokens
+        self.positions = sampled_positions(stimulus.tokens.shape[1])
+        ends = [parts.blocks[0].taps["residual_before"]]
+        self._taps = ends + [block.taps["residual_after"] for block in parts.blocks]
+        self._kept: dict[Tap, Tensor] = {}
+
+    @property
+    def left(self) -> set[Tap]:
+        """What was not seen yet."""
+        return set(self._taps) - self._kept.keys()
+
+    def see(self, tap: Tap, tensor: Tensor) -> None:
+        """Takes what passes."""
+        if tap in self.left:
+            seen = rows_of(self._parts, tap, tensor, self._tokens)
+            self._kept[tap] = seen[:, self.positions.to(seen.device)]
+
+    def rows(self) -> Float[Tensor, "layer batch sampled feature"]:
+        """What was kept, as the model has it and where it has it."""
+        return torch.stack([self._kept[tap] for tap in self._taps])
+
+    def targets(self) -> Int[Tensor, "batch sampled"]:
+        """The tokens that come next."""
+        return self._tokens[:, self.positions.to(self._tokens.device) + 1]
