@@ -27,7 +27,7 @@ class Evidence:
     `observations` are what the stimuli showed, by their names; `previous` and `first` those of
     earlier measurements of this attempt, as far as they are kept (empty at the first one); `parts`
     the model's; `tables` what the probes that came before said, by their names; `ablated` the
-    losses with heads ablated, on each stimulus, unless that was `withheld` for want of time.
+    losses with heads ablated, on each stimulus.
     """
 
     observations: Mapping[str, Observation]
@@ -38,7 +38,6 @@ class Evidence:
     ablated: Mapping[Ablation, Mapping[str, Float[Tensor, "batch prediction"]]] = field(
         default_factory=dict
     )
-    withheld: bool = False
 
     def known_parts(self) -> Parts:
         """The parts; raises `ValueError` where the declaration did not ask for them."""

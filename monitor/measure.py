@@ -47,6 +47,7 @@ def measure(
     sequences: int = 16,
     seed: int = 0,
     adapters: Mapping[type[nn.Module], ModuleAdapter] | None = None,
+    seconds: float | None = None,
 ) -> dict[str, pd.DataFrame]:
     """Measures any language model once and returns a data frame for each probe's table.
 
@@ -62,6 +63,8 @@ def measure(
         adapters: how to read the attention of modules that compute it in a way of their own: from
             their classes to functions `read(module, args, kwargs, output)`, called after each
             forward, that return a `monitor.attention.Pattern` or `SelfAttention`.
+        seconds: how long heads may be ablated, which takes some 50 forward passes; default: as long
+            as it takes. Where that is too short for a first answer, 0 say, that table is missing.
 
     With several processes each measures for itself; where `fully_shard` divided the model between
     them, all have to.
@@ -76,7 +79,7 @@ def measure(
     options = StimulusOptions(text=text, context=context, sequences=sequences, seed=seed)
     subject = Subject.new(model, found, chosen, options)
     moment = Moment(run="", attempt=1, step=0, tokens=None, time=datetime.now(UTC))
-    measurement = subject.measure(chosen, moment)
+    measurement = subject.measure(chosen, moment, seconds=seconds)
     for failure in measurement.failures:
         raise RuntimeError(f"probe {failure.part} failed: {failure.error}\n{failure.traceback}")
     return {

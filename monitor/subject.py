@@ -14,12 +14,11 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from monitor.ablating import Stage
 from monitor.anatomy import LanguageModel
 from monitor.attention import LayerAttention
 from monitor.capture import NoAttentionError, Observation, observe
-from monitor.evidence import Columns, Evidence
-from monitor.interventions import Budget, intervene
+from monitor.evidence import Evidence
+from monitor.intervening import STIMULI, Interventions, Spending
 from monitor.parts import Parts, find_parts
 from monitor.probes import Probe, with_read
 from monitor.ranks import Ranks, is_sharded, portable
@@ -77,14 +76,14 @@ class UnreadableError(ValueError):
 class Memory:
     """What one measurement of a model leaves to the next: its parts, and what was observed.
 
-    `pass_seconds` is what one pass over all stimuli took when heads were last ablated. Of what was
-    observed only the residual stream is kept, on text or else on repeated tokens: shifted and
-    turned into no more dimensions than there are tokens, which leaves the distances between them.
+    `spending` is what interventions take. Of what was observed only the residual stream is kept, on
+    text or else on repeated tokens: shifted and turned into no more dimensions than there are
+    tokens, which leaves the distances between them.
     """
 
     parts: Parts | None = None
     searches: int = 0
-    pass_seconds: float | None = None
+    spending: Spending = dataclasses.field(default_factory=Spending)
     first: Mapping[str, Observation] = dataclasses.field(default_factory=dict)
     previous: Mapping[str, Observation] = dataclasses.field(default_factory=dict)
 
@@ -197,36 +196,43 @@ class Subject:
         ranks, chosen = ranks or Ranks(), {probe.spec.name for probe in probes}
         probes = with_read(probes)
         parts = self._parts(probes)
-        spent = dict.fromkeys((probe.spec.name for probe in probes), 0.0)
-        broken: dict[str, Exception] = {}
-        begun = time.perf_counter()
+        observations, broken, observing = self._observed(probes, ranks)
+        spent = {probe.spec.name: _share(probe, probes, observing) for probe in probes}
         evidence = Evidence(
-            observations=self._observe_all(probes, ranks, spent, broken),
+            observations=observations,
             previous=self.memory.previous,
             first=self.memory.first,
             parts=parts,
         )
-        budget = Budget(seconds=seconds, each=time.perf_counter() - begun)
+        interventions = Interventions(
+            parts=parts,
+            stimuli=self.stimuli,
+            ranks=ranks,
+            spending=self.memory.spending,
+            seconds=seconds,
+            observed=sum(observing.get(name, 0.0) for name in STIMULI),
+        )
         readings, failures = [], []
         for probe in probes:
+            # What runs the model is done by all processes, the rest by the first.
+            if not (ranks.first or probe.plan):
+                continue
             name = probe.spec.name
             begun = time.perf_counter()
             try:
-                if probe.plan is not None:
-                    evidence = self._intervened(probe, evidence, ranks, budget, broken)
-                columns = _computed(probe, evidence, broken) if ranks.first else None
+                columns = interventions.computed(probe, evidence, broken)
                 if columns is not None:
                     tables = {**evidence.tables, name: columns}
                     evidence = dataclasses.replace(evidence, tables=tables)
-                if columns is not None and name in chosen:
-                    readings.append(Reading.build(probe.spec, moment, columns))
+                    if name in chosen:
+                        readings.append(Reading.build(probe.spec, moment, columns))
             except Exception as error:
                 broken[name] = error
                 if name in chosen and ranks.first:
                     failures.append(Failure.of(name, error))
             spent[name] += time.perf_counter() - begun
         try:
-            self.memory.keep(evidence.observations)
+            self.memory.keep(observations)
         except Exception as error:
             failures.append(Failure.of("memory", error))
         return Measurement(
@@ -234,20 +240,17 @@ class Subject:
             readings=tuple(readings),
             failures=tuple(failures),
             seconds=spent,
-            intervening=budget.spent,
+            intervening=self.memory.spending.seconds,
         )
 
-    def _observe_all(
-        self,
-        probes: Sequence[Probe],
-        ranks: Ranks,
-        spent: dict[str, float],
-        broken: dict[str, Exception],
-    ) -> dict[str, Observation]:
-        """What the stimuli show, on the first process; notes what each probe spent, what broke."""
-        observations = {}
+    def _observed(
+        self, probes: Sequence[Probe], ranks: Ranks
+    ) -> tuple[dict[str, Observation], dict[str, Exception], dict[str, float]]:
+        """By stimulus, what it showed or what was raised on it, and the seconds that it took."""
+        observations: dict[str, Observation] = {}
+        broken: dict[str, Exception] = {}
+        seconds: dict[str, float] = {}
         for name, kinds in _wanted(probes, self.stimuli).items():
-            users = [p.spec.name for p in probes if name in {s for s, _ in p.spec.needs}]
             begun = time.perf_counter()
             try:
                 observation = self._observe(self.stimuli[name], kinds, ranks)
@@ -255,34 +258,8 @@ class Subject:
                     observations[name] = observation
             except Exception as error:
                 broken[name] = error
-            for user in users:
-                # A pass that several probes use is shared out between them.
-                spent[user] += (time.perf_counter() - begun) / len(users)
-        return observations
-
-    def _intervened(
-        self,
-        probe: Probe,
-        evidence: Evidence,
-        ranks: Ranks,
-        budget: Budget,
-        broken: Mapping[str, Exception],
-    ) -> Evidence:
-        """The evidence with what the model does under the interventions that a probe plans."""
-
-        def planned() -> Sequence[Stage]:
-            _raise_broken(probe, broken)
-            return () if probe.plan is None else probe.plan(evidence)
-
-        stages = ranks.share(planned)
-        if not stages:
-            return evidence
-        budget.each = self.memory.pass_seconds or budget.each
-        needed = {stimulus for stimulus, _ in probe.spec.needs}
-        stimuli = {name: s for name, s in self.stimuli.items() if name in needed}
-        ablated = intervene(evidence.known_parts(), stimuli, stages, ranks, budget)
-        self.memory.pass_seconds = budget.each
-        return dataclasses.replace(evidence, ablated=ablated, withheld=not ablated)
+            seconds[name] = time.perf_counter() - begun
+        return observations, broken, seconds
 
     def _parts(self, probes: Sequence[Probe]) -> Parts | None:
         """The parts of the model, where a probe asks for them, with reasons for those missing."""
@@ -352,20 +329,15 @@ def _turned(rows: Tensor) -> Tensor:
     ).clone()
 
 
-def _computed(probe: Probe, evidence: Evidence, broken: Mapping[str, Exception]) -> Columns | None:
-    """A probe's columns; None where its interventions were not made. Raises what broke the passes
-    and the probes that it needs.
-    """
-    _raise_broken(probe, broken)
-    if probe.plan is not None and evidence.withheld:
-        return None
-    return probe.compute(evidence)
-
-
-def _raise_broken(probe: Probe, broken: Mapping[str, Exception]) -> None:
-    for name in (*(stimulus for stimulus, _ in probe.spec.needs), *probe.spec.reads):
-        if name in broken:
-            raise broken[name]
+def _share(probe: Probe, probes: Sequence[Probe], seconds: Mapping[str, float]) -> float:
+    """A probe's seconds of observing: a pass that several use is shared out between them."""
+    uses = [{stimulus for stimulus, _ in each.spec.needs} for each in probes]
+    mine = {stimulus for stimulus, _ in probe.spec.needs}
+    return sum(
+        taken / sum(name in used for used in uses)
+        for name, taken in seconds.items()
+        if name in mine
+    )
 
 
 def _wanted(probes: Sequence[Probe], stimuli: Mapping[str, Stimulus]) -> dict[str, dict[str, Any]]:

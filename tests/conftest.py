@@ -32,6 +32,7 @@ SHAPED = (
     "capture",
     "estimate",
     "evidence",
+    "intervening",
     "losses",
     "parts",
     "probes",

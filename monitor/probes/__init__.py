@@ -34,19 +34,19 @@ class Probe:
 
     spec: ProbeSpec
     compute: Callable[[Evidence], dict[str, Any]]
-    plan: Callable[[Evidence], Sequence[Stage]] | None = None
+    plan: Callable[[Evidence], tuple[Stage, ...]] | None = None
 
 
 # What a probe reads of others comes before it.
 PROBES = (
     Probe(spec=induction.SPEC, compute=induction.compute),
     Probe(spec=in_context.SPEC, compute=in_context.compute),
+    Probe(spec=logit_lens.SPEC, compute=logit_lens.compute),
+    Probe(spec=residual.SPEC, compute=residual.compute),
     Probe(spec=copying.SPEC, compute=copying.compute),
     Probe(spec=composition.SPEC, compute=composition.compute),
-    Probe(spec=residual.SPEC, compute=residual.compute),
-    Probe(spec=ablation.SPEC, compute=ablation.compute, plan=ablation.plan),
-    Probe(spec=logit_lens.SPEC, compute=logit_lens.compute),
     Probe(spec=attribution.SPEC, compute=attribution.compute),
+    Probe(spec=ablation.SPEC, compute=ablation.compute, plan=ablation.plan),
     Probe(spec=heads.SPEC, compute=heads.compute),
     Probe(spec=circuit.SPEC, compute=circuit.compute),
 )

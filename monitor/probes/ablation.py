@@ -1,90 +1,118 @@
-"""What ablating heads does to the behaviours that they are said to cause.
+"""Ablation: how much worse the model gets at copying, and at using its context, without some heads.
 
-A head is ablated by taking what it mixes away (`zero`), or by giving it the mean of what it mixes
-over the stimulus (`mean`), which leaves the model nearer to what it was trained on; with the
-patterns of all heads kept as they were (`mean_patterns_kept`) only what it writes to the logits or
-to values is lost, and what others attend to is not (Olsson et al. 2022). The effects are the
-increases of `repeat_later`, `score` and `paired_score` of `in_context`, on the same sequences.
+The induction group is the heads whose prefix matching exceeds its null by more than three standard
+errors and by a tenth of what is left to 1, the best ones first: at most a quarter of all heads, and
+at most 8. The previous-token group is the same for that score, without the heads of the first. They
+write nothing (zero ablation), or the mean of what they mix over the stimulus (mean ablation), or
+that with all patterns kept, so that only what flows through values is lost (Olsson et al. 2022).
 
-Heads are chosen by their attention: the `induction` group by prefix matching, the `previous_token`
-group by that score, and random groups of the same sizes from heads that show neither.
+A group's ablation hurts, whatever it does, so that its effect alone proves nothing: beside it are
+those of random groups of the same size, from heads that show neither pattern. `over_random` is what
+it hurts more than the worst of them. The random groups are drawn the same way at every step.
+Redundant heads stand in for each other: each alone may do little where the group does everything.
 
-What fools it: any head may matter, so that an effect counts only beside those of random groups
-(`over_random`); heads that take over for each other hide in single ablations; and zero is nothing
-that a head ever writes.
+Before any head shows the pattern the best one is ablated, with a validity that says so: a series
+that begins with the transition would not show it. Losses are compared sequence by sequence, so that
+the errors are those of the differences.
+
+Shapes: `batch` sequences; `prediction` one position less than a stimulus has.
 """
 
 from __future__ import annotations
 
-import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from torch import Tensor
 
-from monitor.ablating import Ablation, why_not
-from monitor.capture import Observation
+from monitor.ablating import Ablation, Stage, why_not
 from monitor.estimate import pooled_mean
 from monitor.evidence import Evidence
 from monitor.losses import late_minus_early, whole_minus_tail
 from monitor.record import Dim, Field, ProbeSpec
+from monitor.stimuli import Stimulus
 
-_RANDOM = "mean over random groups of as many heads, ablated in the same way"
-_NO_WORSE = "0: no worse than the worst random group"
+# A group is compared with at least so many random ones, or with none: the worst of a few says
+# little of how bad a random group can be.
+_FEWEST_RANDOM = 4
+_MOST_RANDOM = 8
+
+_LARGEST_GROUP = 8
+_SINGLES = {"prefix_matching": 4, "previous_token": 2}
+
+# Nats that losses in float32 are off: differences of this size are none, however regular.
+_ROUNDING = 1e-5
+
+Method = Literal["zero", "mean", "mean_patterns_kept"]
+_BOTH: tuple[Method, ...] = ("zero", "mean")
+_KEPT: tuple[Method, ...] = ("mean_patterns_kept",)
+
+_RANDOM_GROUPS = "mean over (other) random groups of as many heads, ablated the same way"
+_ANY_HARM = "Ablating any heads hurts: compare its null. Redundant heads hide each other's effect."
+_NEEDED_ELSEWHERE = "Later layers get what they never saw in training, above all from zeroed heads."
 
 SPEC = ProbeSpec(
     name="ablation",
-    help="What the loss on repeated tokens and the in-context scores become without some heads, "
-    "beside random groups of as many.",
-    source="Olsson et al. 2022, In-context Learning and Induction Heads",
+    help="What is lost as groups of heads are ablated, beside random groups of the same size.",
+    source="Olsson et al. 2022, In-context Learning and Induction Heads; "
+    "Wang et al. 2022, Interpretability in the Wild (mean ablation)",
     dims=(
-        Dim(name="group", help="induction, previous_token, random 1 …, or head.", text=True),
-        Dim(name="layer", help="Of a single head; -1 for groups."),
-        Dim(name="head", help="Of a single head within its layer; -1 for groups."),
-        Dim(name="method", help="zero, mean or mean_patterns_kept.", text=True),
-    ),
-    fields=(
-        Field(
-            name="heads",
-            help="The heads of the group, as layer.head.",
-            fooled_by="They were chosen by their attention on the same stimulus.",
-            stderr=False,
+        Dim(
+            name="group",
+            help="`induction`, `previous_token`, `random 1 of size 3` and so on, or `head`.",
             text=True,
         ),
+        Dim(name="layer", help="Layer of a single head; -1 for groups."),
+        Dim(name="head", help="A single head within its layer; -1 for groups."),
+        Dim(
+            name="method",
+            help="`zero`, `mean` or `mean_patterns_kept`: what the heads write instead.",
+            text=True,
+        ),
+    ),
+    fields=(
         Field(
             name="repeat_later",
             help="Increase of the loss on later copies of repeated random tokens.",
             unit="nats",
-            null=_RANDOM,
+            null=_RANDOM_GROUPS,
             null_sd=True,
-            fooled_by="Heads that take over for each other: single heads may show little.",
+            fooled_by=_ANY_HARM,
         ),
         Field(
             name="score",
-            help="Increase of the in-context score on held-out text, late minus early.",
+            help="Increase of the in-context score, late minus early loss on held-out text.",
             unit="nats",
-            null=_RANDOM,
+            null=_RANDOM_GROUPS,
             null_sd=True,
-            fooled_by="A model that gets worse everywhere has another score too.",
+            fooled_by="Late and early tokens may be hurt alike: heads that help both do not show.",
         ),
         Field(
             name="paired_score",
-            help="Increase of the in-context score on held-out text, on the same targets.",
+            help="Increase of the paired in-context score: loss with the whole context minus with "
+            "its last quarter, on the same targets.",
             unit="nats",
-            null=_RANDOM,
+            null=_RANDOM_GROUPS,
             null_sd=True,
-            fooled_by="A model that gets worse everywhere has another score too.",
+            fooled_by="Heads that help with little context as with much do not show.",
         ),
         Field(
             name="over_random",
-            help="How much more the loss on later copies rises than for the worst random group.",
+            help="Effect on repeat_later minus that of the worst (other) random group of its size.",
             unit="nats",
-            null=_NO_WORSE,
-            fooled_by="Few random groups have a low worst one.",
+            null="0: it hurts no more than the worst random group",
+            fooled_by=_NEEDED_ELSEWHERE,
+        ),
+        Field(
+            name="heads",
+            help="The heads of the group, as layer.head, the best ones first.",
+            stderr=False,
+            text=True,
         ),
     ),
     needs=(("repeated", "losses"), ("text", "losses"), ("text_tail", "losses")),
@@ -93,241 +121,252 @@ SPEC = ProbeSpec(
     interventions=True,
 )
 
-# As for the labels of heads: beyond 3 standard errors, and a tenth of what it could be.
-_DEVIATIONS, _LEAST_EXCESS = 3.0, 0.1
-_MOST_HEADS = 8
-_FIRST_RANDOM, _MOST_RANDOM = 4, 8
-_SINGLES = 4
-
 Head = tuple[int, int]
-
-_METHODS = {
-    "zero": ("zero", False),
-    "mean": ("mean", False),
-    "mean_patterns_kept": ("mean", True),
-}
+Losses = Mapping[str, Float[Tensor, "batch prediction"]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Group:
-    """Heads that are ablated together. `shown`: they do attend as the group's name says."""
+    """Heads that are ablated together, under the name that their rows get."""
 
     name: str
     heads: tuple[Head, ...]
-    shown: bool = True
+    validity: str = "ok"
 
-    def by(self, method: str) -> Ablation:
-        kind, kept = _METHODS[method]
-        return Ablation(heads=self.heads, by=kind, patterns_kept=kept)  # type: ignore[arg-type]
+    @property
+    def place(self) -> Head:
+        return self.heads[0] if self.name == "head" else (-1, -1)
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Design:
-    """The groups of one measurement; random ones by their size."""
-
-    induction: _Group
-    previous: _Group
-    singles: tuple[_Group, ...]
-    random: Mapping[int, tuple[_Group, ...]]
-
-    @classmethod
-    def of(cls, table: Mapping[str, Any]) -> _Design:
-        """Chosen by the patterns in a table of `induction`."""
-        every = list(zip(map(int, table["layer"]), map(int, table["head"]), strict=True))
-        prefix, inducing = _ranked(table, "prefix_matching", every)
-        before, previous = _ranked(table, "previous_token", every)
-        most = min(_MOST_HEADS, max(1, len(every) // 4))
-        first = _Group(
-            name="induction",
-            heads=tuple((inducing or prefix)[: most if inducing else 1]),
-            shown=bool(inducing),
-        )
-        rest = [head for head in before if head not in first.heads and head not in inducing]
-        shown = [head for head in rest if head in previous]
-        second = _Group(
-            name="previous_token",
-            heads=tuple((shown or rest)[: most if shown else 1]),
-            shown=bool(shown),
-        )
-        singles = dict.fromkeys([*prefix[:_SINGLES], *before[: _SINGLES // 2]])
-        plain = [head for head in every if head not in {*inducing, *previous}]
-        sizes = {len(first.heads), len(second.heads), 1} - {0}
-        chosen = {*first.heads, *second.heads}
-        return cls(
-            induction=first,
-            previous=second,
-            singles=tuple(_Group(name="head", heads=(head,)) for head in singles),
-            random={size: _random(size, plain, every, chosen) for size in sorted(sizes)},
+    def by(self, method: Method) -> Ablation:
+        return Ablation(
+            heads=self.heads,
+            by="zero" if method == "zero" else "mean",
+            patterns_kept=method == "mean_patterns_kept",
         )
 
-    def stages(self) -> Iterator[tuple[Ablation, ...]]:
-        """What to ablate, the most telling first; each stage says something by itself."""
-        rival = self.random[len(self.induction.heads)]
-        rivals, kept = [self.induction, *rival[:_FIRST_RANDOM]], "mean_patterns_kept"
-        yield _each(rivals, "mean", "zero")
-        if self.previous.heads:
-            others = self.random[len(self.previous.heads)][:_FIRST_RANDOM]
-            yield _each([self.previous, *others], "mean", "zero")
-        yield _each(rivals, kept)
-        yield _each(rival[_FIRST_RANDOM:], "mean", "zero")
-        yield _each([*self.singles[:1], *self.random[1][:_FIRST_RANDOM]], "mean", "zero")
-        for single in self.singles[1:]:
-            yield _each([single], "mean", "zero")
 
-    def groups(self) -> list[_Group]:
-        """All of them."""
-        random = list(itertools.chain(*self.random.values()))
-        numbered = [
-            _Group(name=f"random {number}", heads=group.heads)
-            for number, group in enumerate(random, start=1)
-        ]
-        return [self.induction, self.previous, *numbered, *self.singles]
-
-
-def plan(evidence: Evidence) -> tuple[tuple[Ablation, ...], ...]:
-    """Stages of ablations, the most telling first; none where the model's heads cannot be."""
-    if why_not(evidence.known_parts()) is not None:
+def plan(evidence: Evidence) -> tuple[Stage, ...]:
+    """The induction group and four random ones; then those with patterns kept; the previous-token
+    group; more random groups; single heads.
+    """
+    groups = _Groups.of(evidence)
+    if groups.validity is not None:
         return ()
-    stages, planned = [], set[Ablation]()
-    for stage in _Design.of(evidence.tables["induction"]).stages():
-        new = tuple(ablation for ablation in stage if ablation not in planned)
-        planned |= set(new)
-        if new:
-            stages.append(new)
-    return tuple(stages)
+    stages = [groups.beside_random(groups.named[:1], _BOTH)]
+    # Nothing more is asked of a head that is only there to begin a series.
+    if groups.named[0].validity == "ok":
+        stages.append(groups.beside_random(groups.named[:1], _KEPT))
+    stages.append(groups.beside_random(groups.named[1:], _BOTH))
+    if groups.named[0].validity == "ok":
+        more = groups.random(len(groups.named[0].heads))[_FEWEST_RANDOM:]
+        stages.append([group.by(method) for group in more for method in _BOTH])
+    stages.append(groups.beside_random(groups.single, _BOTH))
+    asked: dict[Ablation, int] = {}
+    for number, stage in enumerate(stages):
+        for one in stage:
+            asked.setdefault(one, number)
+    planned = [tuple(a for a, at in asked.items() if at == n) for n in range(len(stages))]
+    return tuple(stage for stage in planned if stage)
 
 
 def compute(evidence: Evidence) -> dict[str, Any]:
-    """One row for each ablation that was made; one that says why, where none can be."""
-    why = why_not(evidence.known_parts())
-    batch = len(evidence.observations["repeated"].stimulus.tokens)
-    if why is not None:
-        return _nothing(batch, why)
-    design = _Design.of(evidence.tables["induction"])
-    effects = {a: _effects(evidence, losses) for a, losses in evidence.ablated.items()}
+    """A row for each group and method that was ablated."""
+    groups = _Groups.of(evidence)
+    if groups.validity is not None:
+        columns: dict[str, Any] = dict.fromkeys(c for f in SPEC.fields for c in f.columns)
+        place = {"group": ["induction"], "layer": [-1], "head": [-1], "method": ["zero"]}
+        n = [len(evidence.observations["repeated"].stimulus.tokens)]
+        return {**columns, **place, "n": n, "validity": [groups.validity]}
+    effects = _Effects(evidence)
     rows = []
-    for group, method in itertools.product(design.groups(), _METHODS):
-        if group.heads and group.by(method) in effects:
-            random = [g.by(method) for g in design.random[len(group.heads)]]
-            others = [a for a in random if a in effects and a != group.by(method)]
-            rows.append(_row(group, method, batch, effects, others))
-    columns = dict.fromkeys([*(d.name for d in SPEC.dims), "n", "validity"]) | {
-        column: None for field in SPEC.fields for column in field.columns
-    }
-    return {column: [row.get(column) for row in rows] for column in columns}
-
-
-def _nothing(batch: int, why: str) -> dict[str, Any]:
-    return {
-        **{column: None for field in SPEC.fields for column in field.columns},
-        "group": ["induction"],
-        "layer": [-1],
-        "head": [-1],
-        "method": ["mean"],
-        "n": [batch],
-        "validity": [why],
-    }
-
-
-def _ranked(
-    table: Mapping[str, Any], field: str, every: Sequence[Head]
-) -> tuple[list[Head], list[Head]]:
-    """All heads by a score's excess over its null, the best first; then those that do exceed it."""
-    value, null, stderr = (
-        torch.as_tensor(table[f"{field}{part}"], dtype=torch.float64)
-        for part in ("", "_null", "_stderr")
-    )
-    ok = torch.tensor([validity == "ok" for validity in table["validity"]])
-    excess = ((value - null) / (1 - null)).where(ok, -torch.inf).nan_to_num(nan=-torch.inf)
-    beyond = (excess >= _LEAST_EXCESS) & (value - null > _DEVIATIONS * stderr)
-    order = excess.argsort(descending=True, stable=True).tolist()
-    return [every[place] for place in order], [every[place] for place in order if beyond[place]]
-
-
-def _random(
-    size: int, plain: Sequence[Head], every: Sequence[Head], chosen: set[Head]
-) -> tuple[_Group, ...]:
-    """Distinct groups of so many heads: of those without a pattern, or of those not chosen where
-    these are too few for as many groups as are asked for first.
-
-    The draw depends on the heads alone, so that it is the same at every step as far as they are.
-    """
-    others = [head for head in every if head not in chosen]
-    pool = plain if len(plain) >= size + (_FIRST_RANDOM - 1 if size == 1 else 1) else others
-    if len(pool) < size:
-        return ()
-    # A fixed order of all heads: those of a pool keep theirs when it changes.
-    order = np.random.default_rng([size, len(every)]).permutation(len(every))
-    ordered = [every[place] for place in order if every[place] in set(pool)]
-    if size == 1:
-        drawn: list[tuple[Head, ...]] = [(head,) for head in ordered]
-    else:
-        chance = np.random.default_rng([size, len(every), 1])
-        picks = (chance.choice(len(ordered), size, replace=False) for _ in range(20 * _MOST_RANDOM))
-        drawn = [tuple(sorted(ordered[place] for place in pick)) for pick in picks]
-    return tuple(_Group(name="random", heads=h) for h in list(dict.fromkeys(drawn))[:_MOST_RANDOM])
-
-
-def _each(groups: Sequence[_Group], *methods: str) -> tuple[Ablation, ...]:
-    return tuple(group.by(method) for group in groups for method in methods)
-
-
-# By field, each sequence's total and count.
-_Effects = dict[str, tuple[Float[Tensor, " batch"], Tensor]]
-
-
-def _effects(evidence: Evidence, ablated: Mapping[str, Tensor]) -> _Effects:
-    """What each sequence adds to each effect."""
-    seen = evidence.observations
-    later = seen["repeated"].stimulus.later_copy[:, :-1]
-    change = ablated["repeated"] - _losses(seen["repeated"])
-    effects: _Effects = {"repeat_later": ((change * later).sum(1), later.sum(1))}
-    if "text" in seen:
-        text, tail = _losses(seen["text"]), _losses(seen["text_tail"])
-        one = torch.ones(len(text))
-        effects["score"] = (late_minus_early(ablated["text"]) - late_minus_early(text), one)
-        paired = whole_minus_tail(ablated["text"], ablated["text_tail"])
-        effects["paired_score"] = (paired - whole_minus_tail(text, tail), one)
-    return effects
-
-
-def _losses(observation: Observation) -> Float[Tensor, "batch prediction"]:
-    if observation.losses is None:
-        raise ValueError("ablation needs the losses on its stimuli to be observed")
-    return observation.losses
+    for group in groups.all():
+        random = groups.random(len(group.heads))
+        for method in (*_BOTH, *_KEPT):
+            if group.by(method) in evidence.ablated:
+                compared = [one.by(method) for one in random if one.by(method) in evidence.ablated]
+                rows.append(_row(effects, group, method, compared))
+    return {column: [row[column] for row in rows] for column in rows[0]}
 
 
 def _row(
-    group: _Group,
-    method: str,
-    batch: int,
-    effects: Mapping[Ablation, _Effects],
-    random: Sequence[Ablation],
+    effects: _Effects, group: _Group, method: Method, random: Sequence[Ablation]
 ) -> dict[str, Any]:
-    layer, head = group.heads[0] if group.name == "head" else (-1, -1)
-    row: dict[str, Any] = {
+    ablation = group.by(method)
+    others = [other for other in random if other != ablation]
+    validity = group.validity
+    if validity == "ok" and len(random) < _FEWEST_RANDOM:
+        validity = f"fewer than {_FEWEST_RANDOM} random groups of its size"
+    layer, head = group.place
+    row = {
         "group": group.name,
         "layer": layer,
         "head": head,
         "method": method,
         "heads": " ".join(f"{layer}.{head}" for layer, head in group.heads),
-        "n": batch,
-        "validity": "ok" if group.shown else f"no head shows the pattern of {group.name}",
+        "n": effects.sequences,
+        "validity": validity,
+        **dict.fromkeys(("over_random", "over_random_stderr", "over_random_null")),
     }
-    own = effects[group.by(method)]
-    means = {a: {f: float(pooled_mean(*effects[a][f])[0]) for f in own} for a in random}
-    for field, (total, count) in own.items():
-        mean, stderr = pooled_mean(total, count)
-        row |= {field: float(mean), f"{field}_stderr": float(stderr)}
-        of_random = [means[a][field] for a in random]
-        if of_random:
-            row[f"{field}_null"] = float(np.mean(of_random))
-        if len(of_random) > 1:
-            row[f"{field}_null_sd"] = float(np.std(of_random, ddof=1))
-    if random:
-        worst = max(random, key=lambda a: means[a]["repeat_later"])
-        total, count = own["repeat_later"]
-        mean, stderr = pooled_mean(total - effects[worst]["repeat_later"][0], count)
-        row |= {"over_random": float(mean), "over_random_stderr": float(stderr)}
-        row["over_random_null"] = 0.0
+    for field in _SCORES:
+        row |= effects.beside(field, ablation, others)
+    if others:
+        worst = max(others, key=lambda other: effects.of("repeat_later", other)[0] or 0.0)
+        value, stderr = effects.of("repeat_later", ablation, worst)
+        row |= {"over_random": value, "over_random_stderr": stderr, "over_random_null": 0.0}
     return row
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Groups:
+    """Which heads are ablated together; `validity` says why none can be, or is None.
+
+    `named` are the induction group and, where heads show that pattern, the previous-token group.
+    """
+
+    heads: tuple[Head, ...] = ()
+    named: tuple[_Group, ...] = ()
+    single: tuple[_Group, ...] = ()
+    showing: frozenset[Head] = frozenset()
+    validity: str | None = None
+
+    @classmethod
+    def of(cls, evidence: Evidence) -> _Groups:
+        if (why := why_not(evidence.known_parts())) is not None:
+            return cls(validity=why)
+        table = evidence.tables["induction"]
+        heads = tuple(zip(table["layer"], table["head"], strict=True))
+        blocks = evidence.known_parts().blocks
+        if any(layer >= len(blocks) or head >= (blocks[layer].heads or 0) for layer, head in heads):
+            return cls(validity="the layers and heads that attend are not those of the parts found")
+        usable = [head for head, v in zip(heads, table["validity"], strict=True) if v == "ok"]
+        if not usable:
+            return cls(validity=table["validity"][0])
+        ranked = {score: _showing(table, heads, usable, score) for score in _SINGLES}
+        most = min(_LARGEST_GROUP, max(1, len(heads) // 4))
+        induction = _Group(name="induction", heads=tuple(ranked["prefix_matching"][:most]))
+        if not induction.heads:
+            first = max(usable, key=lambda head: table["prefix_matching"][heads.index(head)])
+            why = "no head shows prefix matching"
+            induction = _Group(name="induction", heads=(first,), validity=why)
+        others = [head for head in ranked["previous_token"] if head not in induction.heads]
+        previous = _Group(name="previous_token", heads=tuple(others[:most]))
+        best = [head for score, number in _SINGLES.items() for head in ranked[score][:number]]
+        return cls(
+            heads=heads,
+            named=(induction, previous) if previous.heads else (induction,),
+            single=tuple(_Group(name="head", heads=(head,)) for head in dict.fromkeys(best)),
+            showing=frozenset(head for shown in ranked.values() for head in shown),
+        )
+
+    def random(self, size: int) -> list[_Group]:
+        """Distinct random groups of as many heads, from those that show neither pattern where they
+        are enough for the fewest; else from all that are in no group. The same at every step.
+        """
+        grouped = {head for group in self.named for head in group.heads}
+        pool = set(self.heads) - grouped - self.showing
+        if math.comb(len(pool), size) < _FEWEST_RANDOM:
+            pool = set(self.heads) - grouped
+        number = min(_MOST_RANDOM, math.comb(len(pool), size))
+        drawn: dict[tuple[Head, ...], None] = {}
+        seed = 0
+        while len(drawn) < number:
+            # Each a draw among all heads, of which those in the pool count: as heads leave or enter
+            # it most groups stay.
+            order = np.random.default_rng([size, seed]).permutation(len(self.heads))
+            among = [self.heads[at] for at in order if self.heads[at] in pool]
+            drawn.setdefault(tuple(sorted(among[:size])))
+            seed += 1
+        return [
+            _Group(name=f"random {number} of size {size}", heads=heads)
+            for number, heads in enumerate(drawn, start=1)
+        ]
+
+    def beside_random(self, groups: Sequence[_Group], methods: Sequence[Method]) -> list[Ablation]:
+        """The groups' ablations, and for each size the fewest random ones."""
+        sizes = dict.fromkeys(len(group.heads) for group in groups)
+        random = [one for size in sizes for one in self.random(size)[:_FEWEST_RANDOM]]
+        return [group.by(method) for group in (*groups, *random) for method in methods]
+
+    def all(self) -> Iterator[_Group]:
+        yield from (*self.named, *self.single)
+        for size in dict.fromkeys(len(group.heads) for group in (*self.named, *self.single)):
+            yield from self.random(size)
+
+
+def _showing(
+    table: Mapping[str, Any], heads: Sequence[Head], usable: Sequence[Head], score: str
+) -> list[Head]:
+    """The heads whose score exceeds its null, the best first."""
+    value, stderr, null = (torch.as_tensor(table[score + s]) for s in ("", "_stderr", "_null"))
+    excess = value - null
+    shown = (excess > 3 * stderr) & (excess >= 0.1 * (1 - null))
+    values = {head: float(value[at]) for at, head in enumerate(heads) if shown[at]}
+    return sorted((head for head in usable if head in values), key=lambda head: -values[head])
+
+
+# What `in_context` compares: for each sequence a sum, over so many predictions.
+Sums = tuple[Float[Tensor, " batch"], Num[Tensor, " batch"]]
+
+
+def _repeat_later(losses: Losses, stimuli: Mapping[str, Stimulus]) -> Sums | None:
+    later = stimuli["repeated"].later_copy[:, :-1]
+    return (losses["repeated"].double() * later).sum(1), later.sum(1)
+
+
+def _score(losses: Losses, _stimuli: Mapping[str, Stimulus]) -> Sums | None:
+    if "text" not in losses:
+        return None
+    score = late_minus_early(losses["text"].double())
+    return score, torch.ones(len(score))
+
+
+def _paired_score(losses: Losses, _stimuli: Mapping[str, Stimulus]) -> Sums | None:
+    if "text_tail" not in losses:
+        return None
+    score = whole_minus_tail(losses["text"].double(), losses["text_tail"].double())
+    return score, torch.ones(len(score))
+
+
+_SCORES = {"repeat_later": _repeat_later, "score": _score, "paired_score": _paired_score}
+
+
+class _Effects:
+    """What ablations change, sequence by sequence."""
+
+    def __init__(self, evidence: Evidence) -> None:
+        seen = {
+            name: evidence.observations[name]
+            for name, _ in SPEC.needs
+            if name in evidence.observations
+        }
+        self._stimuli = {name: one.stimulus for name, one in seen.items()}
+        self._ablated = evidence.ablated
+        self._intact = {name: one.losses for name, one in seen.items() if one.losses is not None}
+        self.sequences = min(len(stimulus.tokens) for stimulus in self._stimuli.values())
+
+    def of(
+        self, field: str, ablation: Ablation, other: Ablation | None = None
+    ) -> tuple[float | None, float | None]:
+        """How much more an ablation changes a field than another one (None: than no ablation), and
+        the standard error of that.
+        """
+        sums = _SCORES[field](self._ablated[ablation], self._stimuli)
+        without = self._intact if other is None else self._ablated[other]
+        compared = _SCORES[field](without, self._stimuli)
+        if sums is None or compared is None:
+            return None, None
+        mean, stderr = pooled_mean(sums[0] - compared[0], sums[1])
+        return float(mean), max(float(stderr), _ROUNDING)
+
+    def beside(
+        self, field: str, ablation: Ablation, others: Sequence[Ablation]
+    ) -> dict[str, float | None]:
+        """The columns of a field: an effect, and those of random groups."""
+        value, stderr = self.of(field, ablation)
+        random = [effect for other in others if (effect := self.of(field, other)[0]) is not None]
+        return {
+            field: value,
+            f"{field}_stderr": stderr,
+            f"{field}_null": float(np.mean(random)) if random else None,
+            f"{field}_null_sd": float(np.std(random, ddof=1)) if len(random) > 1 else None,
+        }

@@ -137,11 +137,11 @@ def _reads(parts: Parts, block: Block) -> tuple[dict[str, Tensor], dict[str, str
         try:
             if kind == "v":
                 into, then = reading(parts, block, "value"), writing(parts, block).mT
-            else:
+            elif kind == "q":
                 into, then = reading(parts, block, "query"), reading(parts, block, "key")
-            reads[kind] = (then if kind == "k" else into) @ triangle(
-                into if kind == "k" else then
-            ).mT
+            else:
+                into, then = reading(parts, block, "key"), reading(parts, block, "query")
+            reads[kind] = into @ triangle(then).mT
         except NotFoldedError as error:
             unknown[kind] = str(error)
     return reads, unknown

@@ -14,11 +14,13 @@ import transformers
 from torch import nn
 
 from monitor.anatomy import find_language_model
+from monitor.capture import observe
 from monitor.demo import model as demo
 from monitor.evidence import Evidence
 from monitor.parts import Parts, find_parts
-from monitor.probes import composition
+from monitor.probes import composition, induction
 from monitor.probes.composition import null, ratios, triangle
+from monitor.stimuli import repeated_from
 from tests import models
 from tests.models import AttentionOnly, PlantedCircuit
 from tests.monitor.test_parts import Encoder, hugging_face, randomised
@@ -108,6 +110,21 @@ def test_the_planted_circuit_composes_through_keys_alone():
     assert pair["k"]["excess"] > 20 * pair["k"]["excess_null_sd"]
     others = [row for place, row in found.items() if place != strongest]
     assert max(row["excess"] / row["excess_null_sd"] for row in others) < 5
+
+
+def test_the_planted_circuit_is_one():
+    """Its attention is as known: of 12 queries the one at the first token also sees it at position
+    0, which has nothing before it but itself.
+    """
+    random = torch.Generator().manual_seed(0)
+    blocks = torch.stack([torch.randperm(40, generator=random)[:12] for _ in range(8)])
+    stimulus = repeated_from(blocks.repeat(1, 2), torch.full((8,), 12), lead=0)
+    seen = observe(find_language_model(PlantedCircuit(decoy=True)), stimulus, attention=True)
+    columns = induction.compute(Evidence(observations={"repeated": seen}))
+    assert columns["previous_token"][0].item() == pytest.approx(1, abs=1e-5)
+    assert columns["prefix_matching"][4:6].tolist() == pytest.approx([23 / 24] * 2, abs=1e-5)
+    others = [columns["prefix_matching"][head].item() for head in (0, 1, 2, 3, 6, 7)]
+    assert max(others) < 0.2
 
 
 def test_an_impostor_composes_without_effect():

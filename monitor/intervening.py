@@ -1,0 +1,180 @@
+"""What probes compute, with the ablations that they plan within the time that these may take.
+
+Shapes: `batch` sequences; `prediction` one position less than a stimulus has.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from monitor.ablating import Ablation, Means, Stage, ablated_losses, summed
+from monitor.evidence import Columns, Evidence
+from monitor.parts import Parts
+from monitor.probes import Probe
+from monitor.ranks import Ranks
+from monitor.stimuli import Stimulus
+
+# The stimuli on which losses are taken.
+STIMULI = ("repeated", "text", "text_tail")
+
+Ablated = Mapping[Ablation, Mapping[str, Float[Tensor, "batch prediction"]]]
+"""By ablation, the losses on each stimulus."""
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Spending:
+    """What interventions take, known better with every one that is made.
+
+    `seconds` they took in the latest measurement; `least` is what the first stage of its plan takes
+    (0: nothing was planned), and `each` what one forward pass on all stimuli does (None: unknown).
+    """
+
+    seconds: float = 0.0
+    least: float = 0.0
+    each: float | None = None
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Interventions:
+    """The ablations of one measurement; all processes make them together, each on its sequences.
+
+    They may take `seconds` (None: as long as they do) on the first process, which alone decides;
+    `observed` is what the intact model took on the stimuli.
+    """
+
+    parts: Parts | None
+    stimuli: Mapping[str, Stimulus]
+    ranks: Ranks
+    spending: Spending
+    seconds: float | None
+    observed: float
+    _own: dict[str, tuple[int, Tensor]] = field(init=False, default_factory=dict)
+    _means: dict[str, Means] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.spending.seconds = self.spending.least = 0.0
+        cpu = torch.device("cpu")
+        for name in STIMULI:
+            if name in self.stimuli:
+                start, stop = self.ranks.rows(len(self.stimuli[name].tokens))
+                self._own[name] = start, self.stimuli[name].rows(start, stop, cpu).tokens
+
+    def computed(
+        self, probe: Probe, evidence: Evidence, broken: Mapping[str, Exception]
+    ) -> Columns | None:
+        """A probe's columns, on the first process; None where there is no time for what it plans.
+
+        All processes call this for probes that plan, the first one for the others. Raises what
+        broke the passes and the probes that it needs.
+        """
+        planning = probe.plan
+
+        def check() -> None:
+            for name in [*(stimulus for stimulus, _ in probe.spec.needs), *probe.spec.reads]:
+                if name in broken:
+                    raise broken[name]
+
+        if planning is None:
+            check()
+            return probe.compute(evidence)
+
+        def plan() -> tuple[Stage, ...]:
+            check()
+            return planning(evidence)
+
+        ablated = self._ablated(plan)
+        if ablated is None or not self.ranks.first:
+            return None
+        return probe.compute(replace(evidence, ablated=ablated))
+
+    def _ablated(self, plan: Callable[[], tuple[Stage, ...]]) -> Ablated | None:
+        """The losses on the first process; elsewhere none. None where there is no time for even the
+        first stage, while nothing planned is soon done.
+
+        A stage is made as a whole, where what is left of the time is enough, or not at all.
+        """
+        stages = self.ranks.share(plan)
+        made: dict[Ablation, dict[str, Tensor]] = {}
+        for number, stage in enumerate(stages):
+            if not self.ranks.share(functools.partial(self._fits, number, stage)):
+                return made if number else None
+            begun = time.perf_counter()
+            made |= self._make(stage)
+            taken = time.perf_counter() - begun
+            self.spending.seconds += taken
+            self.spending.each = taken / _passes(number, stage)
+        return made
+
+    def _fits(self, number: int, stage: Stage) -> bool:
+        # What is observed takes longer than the forward passes that it takes.
+        each = self.observed if self.spending.each is None else self.spending.each
+        needed = _passes(number, stage) * each
+        if number == 0:
+            self.spending.least = needed
+        return self.seconds is None or self.spending.seconds + needed <= self.seconds
+
+    def _make(self, stage: Stage) -> dict[Ablation, dict[str, Tensor]]:
+        if not self._means:
+            self._means = {name: self._mean(name) for name in self._own}
+        own = self.ranks.agree(lambda: [self._losses(ablation) for ablation in stage])
+        starts = {name: start for name, (start, _) in self._own.items()}
+        gathered = self.ranks.gather((starts, own))
+        if not gathered:
+            return {}
+        return {
+            ablation: {
+                name: _joined([(starts[name], losses[i][name]) for starts, losses in gathered])
+                for name in self._own
+            }
+            for i, ablation in enumerate(stage)
+        }
+
+    def _losses(self, ablation: Ablation) -> dict[str, Tensor]:
+        return {
+            name: ablated_losses(self._known(), tokens, ablation, self._means[name])
+            for name, (_, tokens) in self._own.items()
+        }
+
+    def _mean(self, name: str) -> Means:
+        """What each head mixes on average over a whole stimulus: the same on all processes."""
+        start, tokens = self._own[name]
+        # Sequences that several processes read are counted by the first of them.
+        counted = max(0, self.ranks.rank * len(tokens) - start)
+        uncounted = tokens[counted:]
+        sums = self.ranks.agree(lambda: summed(self._known(), uncounted) if len(uncounted) else {})
+        gathered = self.ranks.gather(sums)
+        number = self.stimuli[name].tokens.numel()
+        return self.ranks.share(
+            lambda: {
+                layer: torch.stack([each[layer] for each in gathered if layer in each]).sum(0)
+                / number
+                for layer in sums
+            }
+        )
+
+    def _known(self) -> Parts:
+        if self.parts is None:
+            raise ValueError("heads cannot be ablated in a model whose parts are not known")
+        return self.parts
+
+
+def _passes(number: int, stage: Stage) -> int:
+    """How many forward passes a stage takes; the first one of the intact model as well."""
+    return sum(ablation.passes for ablation in stage) + (number == 0)
+
+
+def _joined(parts: list[tuple[int, Tensor]]) -> Float[Tensor, "batch prediction"]:
+    """The sequences of all processes, each once, from the parts that begin at some of them."""
+    taken: list[Tensor] = []
+    total = 0
+    for start, part in sorted(parts, key=lambda numbered: numbered[0]):
+        taken.append(part[total - start :])
+        total = max(total, start + len(part))
+    return torch.cat(taken)
