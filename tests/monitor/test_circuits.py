@@ -41,7 +41,7 @@ def test_a_planted_circuit_is_found_and_its_decoy_is_not_believed():
 
 def test_without_ablating_no_cause_is_claimed():
     with Monitor(root=None, probes=PROBES, context=48, metrics_port=None) as watch:
-        measured = watch.measure(PlantedCircuit(context=48), step=0, seconds=0)
+        measured = watch.measure(PlantedCircuit(context=48), step=0, seconds=0.0)
     heads, circuit = (measured.frame(name) for name in PROBES)
     assert labels(heads)[0, 0] == ["previous-token", "attribution"]
     assert labels(heads)[1, 0] == ["induction", "attribution"]
