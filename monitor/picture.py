@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import textwrap
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -59,7 +60,7 @@ _GREY = "#666666"
 _MOST_HEADS = 6
 _WIDEST = 6.0
 _MOST_DEVIATIONS = 20.0
-_MOST_TEXTS = 8
+_MOST_TEXTS = 6
 
 Head = tuple[int, int]
 
@@ -131,7 +132,7 @@ def caption(edges: pd.DataFrame) -> str:
         "Solid lines are beyond chance (3 and 2 standard deviations), dashed ones not, dotted ones "
         "not measured; wider is stronger."
     )
-    sentences.append(f"Ablating the induction heads {_ABLATION[test]}.")
+    sentences.append(f"Ablating the group of induction heads {_ABLATION[test]}.")
     return " ".join(sentences)
 
 
@@ -248,7 +249,7 @@ def _draw_edges(
     written = [edge.strength for edge in edges if edge.kind == "logits"]
     full = {"k": _MOST_DEVIATIONS, "logits": max(written)}
     told = _told([edge for edge in edges if edge.kind == "k"])
-    for number, edge in enumerate(edges):
+    for edge in edges:
         x, y = places[edge.source]
         to_x, to_y = places.get(edge.target, (x, top))
         width = _WIDEST * min(1.0, edge.strength / full[edge.kind]) if edge.beyond else 0.0
@@ -261,9 +262,8 @@ def _draw_edges(
             solid_capstyle="butt",
             zorder=1,
         )
-        if edge.kind == "logits" or edge in told:
-            # Not all halfway, or those of edges that cross would lie on each other.
-            along = (0.4, 0.6)[number % 2] if edge.kind == "k" else 1 - 0.45 / (to_y - y)
+        along = told.get(edge) if edge.kind == "k" else 1 - 0.45 / (to_y - y)
+        if along is not None:
             axes.text(
                 x + along * (to_x - x),
                 y + along * (to_y - y),
@@ -276,14 +276,20 @@ def _draw_edges(
             )
 
 
-def _told(between: Sequence[_Edge]) -> set[_Edge]:
-    """The edges between heads that have their numbers beside them: of many those that are the
-    strongest to some head.
+def _told(between: Sequence[_Edge]) -> dict[_Edge, float]:
+    """The edges between heads that have their numbers beside them, and how far along: all of few,
+    of many those that are the strongest to some head.
     """
-    if len(between) <= _MOST_TEXTS:
-        return set(between)
-    by_target = {edge.target: edge for edge in sorted(between, key=lambda edge: edge.strength)}
-    return set(by_target.values())
+    edges = sorted(between, key=lambda edge: edge.strength)
+    if len(edges) > _MOST_TEXTS:
+        edges = [*{edge.target: edge for edge in edges}.values()]
+    # Near their ends, those to the same head below each other: so few lie on others.
+    places = Counter[Head]()
+    told = {}
+    for edge in edges:
+        told[edge] = 0.72 - 0.16 * places[edge.target] % 0.64
+        places[edge.target] += 1
+    return told
 
 
 def _draw_heads(

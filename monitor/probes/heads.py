@@ -178,8 +178,7 @@ BEHAVIOURS = (
 )
 _NONE = Behaviour(label="none", scores=_SCORES)
 
-# How `ablation` calls groups of one head, and by what a group must pass.
-_SINGLE = "head"
+# The ablations that a group must pass.
 _METHODS = ("zero", "mean")
 _WORDS = ("label", "claim", "attribution_test", "causal_test")
 
@@ -207,10 +206,11 @@ def compute(evidence: Evidence) -> dict[str, Any]:
             numbers = seen.setdefault(_head(row, "source_"), {})
             edges = (numbers.get("key_composition"), Estimate.of(row, "ratio"))
             numbers["key_composition"] = _strongest(edges, BEYOND["key_composition"])
+    ablations = [row for row in tables["ablation"] if row["validity"] == "ok"]
     told = []
     for row in tables["induction"]:
         behaviour, numbers = behaviours[_head(row)], seen[_head(row)]
-        group, numbers["over_random"] = _ablated(_head(row), behaviour, tables["ablation"])
+        group, numbers["over_random"] = _ablated(_head(row), behaviour, ablations)
         numbers["excess"] = _excess(behaviour, numbers)
         words = _words(behaviour, numbers) if row["validity"] == "ok" else dict.fromkeys(_WORDS)
         estimates = {
@@ -298,22 +298,16 @@ def _causal_test(seen: Seen) -> str:
 def _ablated(
     head: Head, behaviour: Behaviour, ablations: Iterable[Row]
 ) -> tuple[str | None, Estimate | None]:
-    """The heads of the behaviour's group that tests this head, and what its ablation says least.
-
-    A head that was ablated by itself too is tested by whichever says more.
+    """The heads of the behaviour's group, where this one is among them, and what both of its
+    ablations say: the one that says less.
     """
-    name = f"{head[0]}.{head[1]}"
-    effects: dict[str, dict[str, Estimate | None]] = {}
+    heads: str | None = None
+    effects: dict[str, Estimate | None] = dict.fromkeys(_METHODS)
     for row in ablations:
-        if row["group"] in (behaviour.group, _SINGLE) and name in row["heads"].split():
-            effects.setdefault(row["heads"], {})[row["method"]] = Estimate.of(row, "over_random")
-    deviations = BEYOND["over_random"]
-    tests: dict[str, Estimate] = {}
-    for heads, by_method in effects.items():
-        made = [effect for m in _METHODS if (effect := by_method.get(m)) is not None]
-        if behaviour.group is not None and len(made) == len(_METHODS):
-            tests[heads] = min(made, key=lambda effect: effect.margin(deviations))
-    if not tests:
+        mine = row["group"] == behaviour.group and f"{head[0]}.{head[1]}" in row["heads"].split()
+        if mine and row["method"] in effects:
+            heads, effects[row["method"]] = row["heads"], Estimate.of(row, "over_random")
+    made = [effect for effect in effects.values() if effect is not None]
+    if len(made) < len(_METHODS):
         return None, None
-    heads = max(tests, key=lambda heads: tests[heads].margin(deviations))
-    return heads, tests[heads]
+    return heads, min(made, key=lambda effect: effect.margin(BEYOND["over_random"]))

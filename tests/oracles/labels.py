@@ -111,7 +111,7 @@ def ablating_hurts(tables, label, layer, head):
             error = float(ablation["over_random_stderr"][row])
             if (
                 ablation["heads"][row] == heads
-                and ablation["group"][row] in (tested, "head")
+                and ablation["group"][row] == tested
                 and effect > distance(2, ablation["n"][row]) * error
             ):
                 passed.add(ablation["method"][row])

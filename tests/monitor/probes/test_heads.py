@@ -200,14 +200,19 @@ def test_only_the_groups_of_its_own_behaviour_test_a_head():
     )
 
 
-def test_a_head_that_is_redundant_alone_passes_with_its_group():
-    groups = [("induction", "1.0 1.1", HURTS), ("head", "1.0", HARMLESS), ("head", "11.0", HURTS)]
-    row = told({**CIRCUIT, (1, 1): INDUCTION}, edges=K_EDGE, groups=groups)[1, 0]
-    assert (row["claim"], row["ablated_with"]) == ("causal", "1.0 1.1")
+def test_single_heads_do_not_decide():
+    """Heads stand in for each other; and of many that are tried alone some pass by chance."""
+    both = {**CIRCUIT, (1, 1): INDUCTION}
+    groups = [("induction", "1.0 1.1", HURTS), ("head", "1.0", HARMLESS)]
+    assert told(both, edges=K_EDGE, groups=groups)[1, 0]["claim"] == "causal"
+    groups = [("induction", "1.0 1.1", HARMLESS), ("head", "1.0", HURTS)]
+    assert told(both, edges=K_EDGE, groups=groups)[1, 0]["claim"] == "attribution"
+    alone = told(both, edges=K_EDGE, groups=[("induction", "1.0", HURTS), ("head", "1.1", HURTS)])
+    assert alone[1, 1]["causal_test"] == "not made"
 
 
 def test_names_of_heads_are_not_mixed_up():
-    assert told(CIRCUIT, groups=[("head", "11.0", HURTS)])[1, 0]["causal_test"] == "not made"
+    assert told(CIRCUIT, groups=[("induction", "11.0", HURTS)])[1, 0]["causal_test"] == "not made"
 
 
 def test_patterns_kept_is_another_question():
@@ -250,6 +255,15 @@ def test_columns_that_were_not_measured_are_no_evidence():
     columns = heads.compute(seen)
     assert columns["claim"] == ["pattern", "none", "pattern", "none"]
     assert columns["same_offset"] == [None] * 4
+
+
+def test_where_nothing_could_be_ablated_nothing_is_tested():
+    seen = evidence(CIRCUIT, groups=[("induction", "1.0", HURTS)])
+    whole = seen.tables["ablation"]
+    whole["validity"] = ["no mixed values were found"] * 2
+    assert heads.compute(seen)["causal_test"] == ["not made"] * 4
+    whole |= {"heads": None, "over_random": None, "over_random_stderr": None}
+    assert heads.compute(seen)["causal_test"] == ["not made"] * 4
 
 
 def test_what_is_not_interpretable_stays_so():
