@@ -347,4 +347,8 @@ def test_the_events_are_about_columns_that_are_recorded():
         if isinstance(event, Passing):
             assert recorded[event.table].field(event.field).null
             assert recorded[event.table].field(event.field).stderr
+        elif event.table in recorded:
+            spec = recorded[event.table]
+            assert spec.field(event.field).text
+            assert spec.field(event.test).text
     assert SCORES.name not in recorded
