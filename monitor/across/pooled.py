@@ -105,18 +105,14 @@ def leads(formations: pd.DataFrame, axis: Axis = "step") -> pd.DataFrame:
 
 
 def _event(rows: pd.DataFrame, axis: Axis) -> dict[str, Any]:
-    # Here, so that reading a table need not wait for scipy.
-    from scipy.stats import binomtest
-
     known = rows[rows["formed"].notna()]
     formed = known[known["formed"].astype(bool)]
     pooled: dict[str, Any] = {"formed": len(formed), "runs": len(known)}
     pooled["unknown"] = len(rows) - len(known)
     if not len(known):
         return pooled | {"timed": 0, "validity": rows["validity"].iloc[0]}
-    interval = binomtest(len(formed), len(known)).proportion_ci(0.95, method="exact")
-    pooled |= {"share": len(formed) / len(known)}
-    pooled |= {"share_low": interval.low, "share_high": interval.high}
+    pooled["share"] = len(formed) / len(known)
+    pooled["share_low"], pooled["share_high"] = _exact_interval(len(formed), len(known))
     validity = _validity(known, formed, axis)
     if validity != "ok":
         return pooled | {"timed": 0, "validity": validity}
@@ -147,6 +143,16 @@ def _lead(formations: pd.DataFrame, first: str, then: str, axis: Axis) -> dict[s
     spread = _spread(lead[timed], gaps[timed])
     kept = {name: value for name, value in spread.items() if name in _LEADS}
     return pooled | kept | {"validity": "ok"}
+
+
+def _exact_interval(count: int, of: int) -> tuple[float, float]:
+    """Clopper and Pearson's, of 95%."""
+    # Here, so that reading a table need not wait for scipy.
+    from scipy.special import betaincinv
+
+    low = betaincinv(count, of - count + 1, 0.025) if count else 0.0
+    high = betaincinv(count + 1, of - count, 0.975) if count < of else 1.0
+    return float(low), float(high)
 
 
 def _spread(when: np.ndarray[Any, Any], gaps: np.ndarray[Any, Any]) -> dict[str, Any]:

@@ -11,8 +11,10 @@ import sys
 import time
 
 import pytest
+from typer.testing import CliRunner
 
 import monitor
+from monitor.cli import app
 from monitor.demo import corpus
 
 COMMAND = [sys.executable, "-c", "from monitor.cli import app; app()", "demo", "--port", "0"]
@@ -38,6 +40,13 @@ def test_induction_heads_form_after_the_previous_token_head_and_it_says_so(tmp_p
     assert best["prefix_matching"].iloc[-1] > 0.4
     formed = best.gt(0.4).idxmax()
     assert formed["previous_token"] < formed["prefix_matching"]
+    found = monitor.formations(tmp_path).set_index("event")
+    assert found["formed"].iloc[:3].all()
+    assert (found["step_by"] - found["step_after"]).iloc[:3].eq(20).all()
+    assert found.loc["previous-token head", "step"] <= formed["previous_token"]
+    assert found.loc["induction head", "step"] <= formed["prefix_matching"]
+    lead = monitor.leads(found.reset_index()).iloc[0]
+    assert (lead["before"], lead["runs"]) == (1, 1)
     score = monitor.read(tmp_path, "in_context").iloc[-1]
     assert score["paired_score"] + 1.96 * score["paired_score_stderr"] < 0
     told = " ".join(done.stdout.split())
@@ -71,6 +80,62 @@ def test_breaking_it_off_leaves_what_was_measured_and_no_traceback(tmp_path, aft
         assert process.returncode == 0
         assert set(monitor.read(tmp_path, "induction")["step"]) >= {0, 20}
         assert "No head's prefix-matching score passed 0.4" in " ".join(seen.split())
+
+
+def test_several_runs_differ_in_their_seed_and_are_compared_at_the_end(tmp_path):
+    done = subprocess.run(
+        [*COMMAND, "--runs", "2", "--seed", "3", "--steps", "60", "--root", str(tmp_path / "two")],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    told = " ".join(done.stdout.split())
+    assert "What formed in the 2 runs that came to their end" in told
+    assert "induction head 0 of 2 runs 0% to 84%" in told
+    two = monitor.read(tmp_path / "two", "induction")
+    names = two["run"].unique().tolist()
+    assert [name.split("-")[1] for name in names] == ["seed3", "seed4"]
+    again = re.search(r"^phasewatch (transitions .*)$", done.stdout, flags=re.MULTILINE).group(1)
+    assert all(f"--run {name}" in again for name in names)
+    shown = CliRunner().invoke(app, again.split())
+    assert "0 of 2 runs" in shown.stdout
+    # The second of a row is the run that it would have been alone.
+    alone = [*COMMAND, "--seed", "4", "--steps", "60", "--root", str(tmp_path / "alone")]
+    subprocess.run(alone, check=True, capture_output=True, timeout=300)
+    same = monitor.read(tmp_path / "alone", "induction")["prefix_matching"].to_numpy()
+    assert (same == two.loc[two["run"] == names[1], "prefix_matching"].to_numpy()).all()
+
+
+@pytest.mark.parametrize("of", [1, 2])
+def test_breaking_off_one_of_several_runs_keeps_those_that_ended(tmp_path, of):
+    process = subprocess.Popen(
+        [*COMMAND, "--runs", "3", "--steps", "400", "--root", str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        bufsize=1,
+    )
+    seen = ""
+    while seen.count("step    20") < of:
+        line = process.stdout.readline()
+        assert line, f"it ended early: {seen}"
+        seen += line
+    process.send_signal(signal.SIGINT)
+    seen += process.communicate(timeout=120)[0]
+    assert process.returncode == 0
+    assert "Traceback" not in seen
+    names = monitor.read(tmp_path, "induction")["run"].unique().tolist()
+    assert len(names) == of
+    told = " ".join(seen.split())
+    if of == 1:
+        assert "No run came to its end" in told
+    else:
+        assert "What formed in the 1 of 3 runs that came to their end" in told
+        compared = seen.split("What formed")[1]
+        assert names[0] in compared
+        assert names[1] not in compared
 
 
 def test_a_terminal_shows_a_live_view(tmp_path):
