@@ -27,6 +27,7 @@ from tests.models.hugging_face import (
     gpt_neox,
     llama,
 )
+from tests.models.planted import PlantedCircuit
 from tests.models.torch_modules import Encoder, MultiheadAttentions
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "LitGPT",
     "MultiheadAttentions",
     "NanoGPT",
+    "PlantedCircuit",
     "PlantedInduction",
     "attend_by_hand",
     "attend_by_sums",
