@@ -4,10 +4,9 @@ The residual stream x before the final norm is the sum of what the embedding, ev
 MLP wrote to it. With the number σ by which the norm divided in this very pass its output
 γ ⊙ C x / σ + β is linear in x, and so each component's write w has a term of the logit of token t,
 (γ ⊙ C w / σ) · W_U[t]; all terms, and what depends on no component, add up to the logit (Elhage et
-al. 2021, "A Mathematical Framework for Transformer Circuits"; Wang et al. 2022, "Interpretability
-in the Wild"). Means over queries in later copies of repeated random tokens, whose next token an earlier
-copy holds: there an induction head writes that token, and not another of the same block. That other
-one, for every token of a block another, is the null.
+al. 2021, "A Mathematical Framework for Transformer Circuits"). Means over queries in later copies
+of repeated random tokens, whose next token an earlier copy holds: there an induction head writes
+that token, and not another of the same block. That other one is the null.
 
 What fools it: it is the direct effect alone. What a component writes may be read by later ones, or
 undone by them, and σ depends on all of them: that a head causes the prediction takes an ablation.

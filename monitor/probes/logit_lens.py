@@ -1,9 +1,9 @@
 """The logit lens: what the model would predict if it stopped after a block.
 
 The residual stream after block l goes through the final norm and the unembedding as if no block
-came after (nostalgebraist 2020, "interpreting GPT: the logit lens"), at a sample of predictions: the
-loss of the actual next token, how often its likeliest token is the final layer's, and how far the
-final prediction diverges from its own, KL(final ‖ layer) = Σ p_final log(p_final / p_layer) ≥ 0, in
+came after (nostalgebraist 2020, "interpreting GPT: the logit lens"), at a sample of predictions:
+the loss of the actual next token, how often its likeliest token is the final layer's, and how far
+the final prediction diverges from its own, KL(final ‖ layer) = Σ p_final log(p_final / p_layer), in
 nats. At the last layer these are the model's own loss, 1 and 0.
 
 What fools it: early layers need not hold their predictions in the basis of the last one, so that
@@ -28,7 +28,7 @@ _BRITTLE = "Early layers may hold in another basis what the lens cannot read (Be
 
 SPEC = ProbeSpec(
     name="logit_lens",
-    help="What final norm and unembedding make of the residual stream after every block, at 16 "
+    help="What final norm and unembedding make of the residual stream after every block, at 8 "
     "positions a sequence of held-out text (without any, of repeated random tokens).",
     source="nostalgebraist 2020, interpreting GPT: the logit lens",
     dims=(

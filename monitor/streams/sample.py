@@ -83,6 +83,10 @@ class Sampler:
         """What was kept, as the model has it and where it has it."""
         return torch.stack([self._kept[tap] for tap in self._taps])
 
-    def targets(self) -> Int[Tensor, "batch sampled"]:
-        """The tokens that come next."""
-        return self._tokens[:, self.positions.to(self._tokens.device) + 1]
+    def predictions(
+        self,
+    ) -> tuple[Float[Tensor, "layer batch sampled feature"], Int[Tensor, "batch sampled"]]:
+        """Every second of them, the last included, and the tokens that come next there."""
+        some = slice(1 - len(self.positions) % 2, None, 2)
+        following = self.positions[some].to(self._tokens.device) + 1
+        return self.rows()[:, :, some], self._tokens[:, following]

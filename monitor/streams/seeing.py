@@ -74,7 +74,9 @@ class Streams:
         """What the unembedding would make of the sample."""
         if (sampler := self._sampler("lens")) is not None:
             try:
-                return through_lens(self._parts, sampler.rows(), sampler.targets())
+                # The unembedding is as large as many a block: of all samples it would take as long
+                # as a third of the pass.
+                return through_lens(self._parts, *sampler.predictions())
             except Exception as error:
                 self._give_up("lens", error)
         return None
