@@ -27,6 +27,7 @@ def checked(signature):
 # about arguments of wrong types is itself under test.
 SHAPED = (
     "ablating",
+    "across",
     "adapters.flex",
     "attention",
     "capture",

@@ -5,7 +5,7 @@ import functools
 import pytest
 
 from callbacks import TrainingDynamics
-from tests.callbacks.tiny import PACKAGES, train_tiny
+from tests.callbacks.tiny import OBSERVING, PACKAGES, train_tiny
 
 
 @pytest.fixture(params=PACKAGES, scope="module")
@@ -21,12 +21,13 @@ def root(tmp_path):
 
 @pytest.fixture
 def dynamics(root):
-    """Makes callbacks that measure few sequences, however long that takes; metrics only where
-    asked for.
+    """Makes callbacks that measure few sequences, however long that takes; metrics, and probes that
+    do more than to observe one pass, only where asked for.
     """
 
     def dynamics(**more):
         few = {"metrics_port": None, "sequences": 4, "root": root, "overhead": None}
+        few["probes"] = OBSERVING
         return TrainingDynamics(**(few | more))
 
     return dynamics

@@ -11,6 +11,7 @@ import monitor
 from callbacks import TrainingDynamics
 from tests.callbacks.tiny import (
     LIGHTNING_WARNINGS,
+    OBSERVING,
     TOKENS_A_BATCH,
     hook,
     loader,
@@ -30,7 +31,12 @@ def trained(package, tmp_path_factory):
     """8 steps, measured at every other one and with checkpoints saved at 4 and 8."""
     folder = tmp_path_factory.mktemp("trained")
     watching = TrainingDynamics(
-        folder / "runs", schedule=2, overhead=None, sequences=4, metrics_port=None
+        folder / "runs",
+        probes=OBSERVING,
+        schedule=2,
+        overhead=None,
+        sequences=4,
+        metrics_port=None,
     )
     saving = saver(package, folder / "saved", every_n_train_steps=4)
     val = loader(text(16, seed=1))

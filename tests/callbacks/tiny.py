@@ -19,6 +19,9 @@ TOKENS_A_BATCH = BATCH * CONTEXT
 
 PACKAGES = ("pytorch_lightning", "lightning.pytorch")
 
+# Probes of one pass: the others take longer, and change nothing about when and what is recorded.
+OBSERVING = ["induction", "in_context"]
+
 # What Lightning says of trainings as small as these, and of itself.
 LIGHTNING_WARNINGS = (
     "ignore:.*does not have many workers:Warning",

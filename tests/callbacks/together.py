@@ -16,12 +16,13 @@ import torch
 from torch import nn
 
 from callbacks.pace import Pace
-from tests.callbacks.tiny import TinyLM, hook, loader, saver, text, tiny_class, trainer
+from tests.callbacks.tiny import OBSERVING, TinyLM, hook, loader, saver, text, tiny_class, trainer
 
 PACKAGE = "pytorch_lightning"
 STEPS = 6
 HELD_OUT = text(16, seed=5)
 WATCHING = {"metrics_port": None, "sequences": 5, "overhead": None, "text": HELD_OUT}
+WATCHING["probes"] = OBSERVING
 
 
 def lightning(folder: Path, how: str) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from monitor.measure import Monitor
-from tests.callbacks.tiny import TinyLM, text
+from tests.callbacks.tiny import OBSERVING, TinyLM, text
 
 
 @pytest.fixture
@@ -17,9 +17,10 @@ def model():
 def start():
     """Makes monitors of the run "r" with held-out text, and closes them after the test."""
     made = []
+    few = {"run": "r", "text": text(), "sequences": 4, "probes": OBSERVING}
 
     def start(root, **more):
-        made.append(Monitor(root, **({"run": "r", "text": text(), "sequences": 4} | more)))
+        made.append(Monitor(root, **(few | more)))
         return made[-1]
 
     yield start

@@ -18,6 +18,7 @@ from monitor import ranks
 from monitor.capture import NoAttentionError
 from monitor.measure import Monitor, measure
 from monitor.ranks import LostError, Ranks, _Likeness, portable
+from tests.callbacks.tiny import OBSERVING
 from tests.models import AttentionOnly, attend_causally
 from tests.processes import came_through, meet, run
 from tests.recorded import stimulus
@@ -38,7 +39,7 @@ def train_together() -> None:
 def another_model_later(root: Path) -> None:
     """What is no model on one process is recorded by the first, and forgotten."""
     model, last = built(), dist.get_world_size() - 1
-    with Monitor(root, run="r", sequences=4) as watch:
+    with Monitor(root, run="r", sequences=4, probes=OBSERVING) as watch:
         parts = []
         for step in range(4):
             wrong = step in {1, 2} and dist.get_rank() == (0 if step == 1 else last)
@@ -55,7 +56,7 @@ def another_model_later(root: Path) -> None:
 
 def other_steps(root: Path) -> None:
     model = built()
-    with Monitor(root, run="r", sequences=4) as watch:
+    with Monitor(root, run="r", sequences=4, probes=OBSERVING) as watch:
         watch.measure(model, step=0)
         given = watch.measure(model, step=1 + dist.get_rank())
         assert "at different steps, [1, 2" in given.failures[0].error
@@ -68,7 +69,7 @@ def stays_away(root: Path) -> None:
     """A process that misses a measurement is waited for once."""
     model = built()
     ranks.PATIENCE = timedelta(seconds=2)
-    watch = Monitor(root, run="r", sequences=4)
+    watch = Monitor(root, run="r", sequences=4, probes=OBSERVING)
     ranks.PATIENCE = timedelta(minutes=5)
     watch.measure(model, step=0)
     begun = time.monotonic()
@@ -114,7 +115,7 @@ def other_models(root: Path) -> None:
     with pytest.raises(ValueError, match=r"process 1 of \d has other weights than the first"):
         Monitor(root, run="r").prepare(built(seed=rank), 0)
     wrapped = nn.parallel.DistributedDataParallel(built(seed=rank))
-    with Monitor(root, run="r") as watch:
+    with Monitor(root, run="r", probes=OBSERVING) as watch:
         assert watch.measure(wrapped, step=0).failures == ()
 
 
@@ -123,7 +124,7 @@ def goes_on(root: Path) -> None:
     model = built()
     for attempt in (1, 2):
         text = torch.full((4, 64), attempt) if dist.get_rank() == 0 else None
-        with Monitor(root, run="r", text=text, sequences=4) as watch:
+        with Monitor(root, run="r", text=text, sequences=4, probes=OBSERVING) as watch:
             watch.measure(model, step=attempt)
             assert watch.attempt == attempt
     if dist.get_rank() == 0:
@@ -151,7 +152,7 @@ def each_for_itself(root: Path) -> None:
     """Every process trains a model of its own, and not all measure theirs."""
     rank = dist.get_rank()
     if rank > 0:
-        with Monitor(root, run=f"r{rank}", ranks=Ranks(), sequences=4) as watch:
+        with Monitor(root, run=f"r{rank}", ranks=Ranks(), sequences=4, probes=OBSERVING) as watch:
             expected = measure(built(seed=rank), sequences=4)["in_context"]
             found = watch.measure(built(seed=rank), step=rank).frame("in_context")
         assert found["repeat_later"].tolist() == expected["repeat_later"].tolist()

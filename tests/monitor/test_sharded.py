@@ -19,6 +19,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from monitor.anatomy import NotALanguageModelError, find_language_model
 from monitor.measure import Monitor, measure
 from monitor.ranks import is_sharded
+from tests.callbacks.tiny import OBSERVING
 from tests.models import AttentionOnly
 from tests.processes import came_through, run
 
@@ -103,7 +104,7 @@ def undisturbed(root: Path, wrap: Callable[[], nn.Module], **training) -> None:
     """Training is the same with a measurement after every batch as without any."""
     expected = train(wrap(), lambda batch: None, **training)
     model = wrap()
-    with Monitor(root, run="r", sequences=4) as watch:
+    with Monitor(root, run="r", sequences=4, probes=OBSERVING) as watch:
 
         def between(batch: int) -> None:
             assert watch.measure(model, step=batch).failures == ()
@@ -150,7 +151,7 @@ def breaks(root: Path) -> None:
     """A pass that breaks off halfway leaves nothing behind."""
     expected = train(sharded(built()), lambda batch: None)
     model = sharded(built())
-    with Monitor(root, run="r", sequences=4) as watch:
+    with Monitor(root, run="r", sequences=4, probes=OBSERVING) as watch:
         found = []
 
         def between(batch: int) -> None:
@@ -195,7 +196,7 @@ def inside_another(root: Path) -> None:
             optimizer.zero_grad()
         return weights(whole)
 
-    with Monitor(root, run="r", sequences=4) as watch:
+    with Monitor(root, run="r", sequences=4, probes=OBSERVING) as watch:
         assert all(map(torch.equal, steps(watch), steps(None)))
 
 

@@ -5,6 +5,7 @@ from transformers import Trainer, TrainingArguments
 
 from callbacks.huggingface import TrainingDynamics
 from tests.callbacks.huggingface.rows import BATCH, Rows, text
+from tests.callbacks.tiny import OBSERVING
 from tests.models import gpt2
 
 
@@ -19,6 +20,7 @@ def dynamics(root):
 
     def dynamics(**more):
         few = {"metrics_port": None, "sequences": 4, "root": root, "overhead": None}
+        few["probes"] = OBSERVING
         return TrainingDynamics(**(few | more))
 
     return dynamics
