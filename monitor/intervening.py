@@ -24,6 +24,10 @@ from monitor.stimuli import Stimulus
 # The stimuli on which losses are taken.
 STIMULI = ("repeated", "text", "text_tail")
 
+# What is observed takes longer than a forward pass. As long as none was timed by itself it is taken
+# to be so many times as long, hopefully: what is thought too long is never tried.
+_OBSERVED = 2
+
 Ablated = Mapping[Ablation, Mapping[str, Float[Tensor, "batch prediction"]]]
 """By ablation, the losses on each stimulus."""
 
@@ -32,12 +36,11 @@ Ablated = Mapping[Ablation, Mapping[str, Float[Tensor, "batch prediction"]]]
 class Spending:
     """What interventions take, known better with every one that is made.
 
-    `seconds` they took in the latest measurement; `least` is what the first stage of its plan takes
-    (0: nothing was planned), and `each` what one forward pass on all stimuli does (None: unknown).
+    `seconds` they took in the latest measurement; `each` is what one forward pass on all stimuli
+    does (None: unknown).
     """
 
     seconds: float = 0.0
-    least: float = 0.0
     each: float | None = None
 
 
@@ -59,7 +62,7 @@ class Interventions:
     _means: dict[str, Means] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.spending.seconds = self.spending.least = 0.0
+        self.spending.seconds = 0.0
         cpu = torch.device("cpu")
         for name in STIMULI:
             if name in self.stimuli:
@@ -106,18 +109,19 @@ class Interventions:
             if not self.ranks.share(functools.partial(self._fits, number, stage)):
                 return made if number else None
             begun = time.perf_counter()
-            made |= self._make(stage)
-            taken = time.perf_counter() - begun
-            self.spending.seconds += taken
+            try:
+                made |= self._make(stage)
+            finally:
+                taken = time.perf_counter() - begun
+                self.spending.seconds += taken
             self.spending.each = taken / _passes(number, stage)
         return made
 
     def _fits(self, number: int, stage: Stage) -> bool:
-        # What is observed takes longer than the forward passes that it takes.
-        each = self.observed if self.spending.each is None else self.spending.each
+        each = self.spending.each
+        if each is None:
+            each = self.observed / _OBSERVED
         needed = _passes(number, stage) * each
-        if number == 0:
-            self.spending.least = needed
         return self.seconds is None or self.spending.seconds + needed <= self.seconds
 
     def _make(self, stage: Stage) -> dict[Ablation, dict[str, Tensor]]:

@@ -209,7 +209,7 @@ class Subject:
             stimuli=self.stimuli,
             ranks=ranks,
             spending=self.memory.spending,
-            seconds=seconds,
+            seconds=None if seconds is None else float(seconds),
             observed=sum(observing.get(name, 0.0) for name in STIMULI),
         )
         readings, failures = [], []

@@ -27,7 +27,7 @@ def checked(signature):
 # about arguments of wrong types is itself under test.
 SHAPED = (
     "ablating",
-    "across",
+    "across.events",
     "adapters.flex",
     "attention",
     "capture",

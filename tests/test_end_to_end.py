@@ -51,7 +51,8 @@ saving = pl.callbacks.ModelCheckpoint(
     every_n_train_steps=5, save_top_k=-1,
 )
 watching = TrainingDynamics(
-    root=root, run=None if checkpoint else "mine", probes=["induction", "in_context"], overhead=None, schedule=1, sequences=4,
+    root=root, run=None if checkpoint else "mine", probes=["induction", "in_context"],
+    overhead=None, schedule=1, sequences=4,
     metrics_port=int(port) if port else None,
 )
 running = trainer(

@@ -8,11 +8,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +30,7 @@ class Seen:
     rows: Int[np.ndarray, "measurement series"]
 
 
+@runtime_checkable
 class Event(Protocol):
     """What may happen in a run, to be seen in one of its tables."""
 
@@ -101,14 +102,14 @@ class Passing:
         held = measured & (gone >= self.share) & (gone > unsure)
         return self._grid(frame, np.flatnonzero(rows), held, measured, gone)
 
-    def _null(self, frame: pd.DataFrame) -> np.ndarray[Any, Any]:
+    def _null(self, frame: pd.DataFrame) -> Shaped[np.ndarray, " row"]:
         if f"{self.field}_null" in frame:
             return _numbers(frame, f"{self.field}_null")
         if self.null is None:
             raise ValueError(f"`{self.field}` has no null: give the event null=")
         return np.full(len(frame), self.null)
 
-    def _noise(self, frame: pd.DataFrame) -> np.ndarray[Any, Any]:
+    def _noise(self, frame: pd.DataFrame) -> Shaped[np.ndarray, " row"]:
         """How far from its null a number may well lie by chance."""
         # Here, so that reading a table need not wait for scipy.
         from scipy.special import ndtr, stdtrit
@@ -122,16 +123,16 @@ class Passing:
             parts.append(self.deviations * _numbers(frame, f"{self.field}_null_sd"))
         if not parts:
             raise ValueError(f"`{self.field}` has neither a standard error nor a null_sd")
-        noise: np.ndarray[Any, Any] = np.sqrt(np.square(parts).sum(0))
+        noise: Shaped[np.ndarray, " row"] = np.sqrt(np.square(parts).sum(0))
         return noise
 
     def _grid(
         self,
         frame: pd.DataFrame,
-        kept: np.ndarray[Any, Any],
-        held: np.ndarray[Any, Any],
-        measured: np.ndarray[Any, Any],
-        strength: np.ndarray[Any, Any],
+        kept: Int[np.ndarray, " kept"],
+        held: Shaped[np.ndarray, " row"],
+        measured: Shaped[np.ndarray, " row"],
+        strength: Shaped[np.ndarray, " row"],
     ) -> Seen:
         by = [column for column in self.by if column in frame]
         at, steps = pd.factorize(frame["step"].iloc[kept], sort=True)
@@ -228,6 +229,6 @@ def _expect(event: Passing | Claim, frame: pd.DataFrame, columns: list[str]) -> 
         raise ValueError(f"table `{event.table}` has no column {', '.join(missing)}")
 
 
-def _numbers(frame: pd.DataFrame, column: str) -> np.ndarray[Any, Any]:
-    numbers: np.ndarray[Any, Any] = frame[column].to_numpy(dtype=np.float64, na_value=np.nan)
+def _numbers(frame: pd.DataFrame, column: str) -> Shaped[np.ndarray, " row"]:
+    numbers: Shaped[np.ndarray, " row"] = frame[column].to_numpy(dtype=np.float64, na_value=np.nan)
     return numbers

@@ -122,7 +122,8 @@ SPEC = ProbeSpec(
 )
 
 Head = tuple[int, int]
-Losses = Mapping[str, Float[Tensor, "batch prediction"]]
+# Stimuli differ in how many sequences they have, and how long.
+Losses = Mapping[str, Float[Tensor, "_batch _prediction"]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
