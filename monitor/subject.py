@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from monitor.anatomy import LanguageModel
 from monitor.attention import LayerAttention
 from monitor.capture import NoAttentionError, Observation, observe
 from monitor.evidence import Evidence
-from monitor.intervening import STIMULI, Interventions, Spending
+from monitor.intervening import STIMULI, Interventions
+from monitor.memory import Memory
 from monitor.parts import Parts, find_parts
 from monitor.probes import Probe, with_read
 from monitor.ranks import Ranks, is_sharded, portable
@@ -70,36 +70,6 @@ class StimulusOptions:
 
 class UnreadableError(ValueError):
     """The model raised on a stimulus; the message says what to change."""
-
-
-@dataclass(slots=True, eq=False)
-class Memory:
-    """What one measurement of a model leaves to the next: its parts, and what was observed.
-
-    `spending` is what interventions take. Of what was observed only the residual stream is kept, on
-    text or else on repeated tokens: shifted and turned into no more dimensions than there are
-    tokens, which leaves the distances between them.
-    """
-
-    parts: Parts | None = None
-    searches: int = 0
-    spending: Spending = dataclasses.field(default_factory=Spending)
-    first: Mapping[str, Observation] = dataclasses.field(default_factory=dict)
-    previous: Mapping[str, Observation] = dataclasses.field(default_factory=dict)
-
-    def keep(self, observations: Mapping[str, Observation]) -> None:
-        """Keeps what the next measurement compares itself with. What is not finite is not kept."""
-        for name in ("text", "repeated"):
-            seen = observations.get(name)
-            if seen is None or seen.stream is None:
-                continue
-            if seen.stream.rows.isfinite().all():
-                stimulus = dataclasses.replace(seen.stimulus, targets={})
-                stream = dataclasses.replace(seen.stream, rows=_turned(seen.stream.rows))
-                kept = Observation(stimulus=stimulus, vocab_size=seen.vocab_size, stream=stream)
-                self.previous = {name: kept}
-                self.first = self.first or self.previous
-            return
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -316,17 +286,6 @@ class Subject:
                 raise part_seen
             parts.append((first, part_seen))
         return Observation.join(stimulus, parts) if parts else None
-
-
-def _turned(rows: Tensor) -> Tensor:
-    """The same tokens seen from their mean, in at most as many dimensions as there are tokens."""
-    tokens = rearrange(rows, "layer batch sampled feature -> layer (batch sampled) feature")
-    centred = tokens - tokens.mean(1, keepdim=True)
-    if tokens.shape[2] > tokens.shape[1]:
-        centred = torch.linalg.qr(centred.mT, mode="r").R.mT
-    return rearrange(
-        centred, "layer (batch sampled) turned -> layer batch sampled turned", batch=rows.shape[1]
-    ).clone()
 
 
 def _share(probe: Probe, probes: Sequence[Probe], seconds: Mapping[str, float]) -> float:

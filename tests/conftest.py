@@ -35,6 +35,7 @@ SHAPED = (
     "evidence",
     "intervening",
     "losses",
+    "memory",
     "parts",
     "probes",
     "stimuli",

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 import monitor
+from monitor.claims import INDUCTION_CIRCUIT
 from monitor.demo.view import half_width
 
 # No threshold fits every model; in this one it lies far above the null and below where heads end.
@@ -23,10 +24,7 @@ def story(root: Path, run: str) -> str:
         _score(in_context),
     ]
     if _formed(heads, "prefix_matching") is not None:
-        sentences.append(
-            "This is the pattern of an induction circuit; that these heads cause the in-context "
-            "learning, only ablating them could show."
-        )
+        sentences.append(_cause(root, run))
     return " ".join(sentences)
 
 
@@ -60,6 +58,34 @@ def _head(heads: pd.DataFrame, field: str, meaning: str) -> str:
         f"Head {formed['layer']}.{formed['head']} {meaning}: its {name} was the first to pass "
         f"{_FORMED}, at step {formed['step']}; the best head came to {end} ({null})."
     )
+
+
+def _cause(root: Path, run: str) -> str:
+    """What ablating the induction heads showed when that was last tried."""
+    untested = "That these heads cause anything was not tested: there was no time to ablate them."
+    if not list(root.glob(f"ablation/run={run}/*.parquet")):
+        return untested
+    tables = [monitor.read(root, name, run=run) for name in ("circuit", "ablation")]
+    circuit, ablation = (table[table["validity"] == "ok"] for table in tables)
+    tested = circuit[circuit["causal_test"] != "not made"]
+    if tested.empty:
+        return untested
+    step = tested["step"].max()
+    claim = tested["claim"][tested["step"] == step].iloc[0]
+    rows = ablation[(ablation["step"] == step) & (ablation["method"] == "mean")]
+    group = rows[rows["group"] == "induction"].iloc[0]
+    random = rows[rows["group"].str.startswith("random")]
+    random = random[random["heads"].str.split().str.len() == len(group["heads"].split())]
+    effects = (
+        f"Without {group['heads'].replace(' ', ' and ')} (its output set to its mean) the loss on "
+        f"later copies of random tokens rises by {group['repeat_later']:.2f} ± "
+        f"{half_width(group, 'repeat_later'):.2f} nats, without any of {len(random)} other groups "
+        f"of as many heads by {random['repeat_later'].max():.2f} at most, at step {step}."
+    )
+    if claim != INDUCTION_CIRCUIT:
+        return f"{effects} That is no proof of an induction circuit: the claim is only {claim}."
+    first = circuit["step"][circuit["claim"] == INDUCTION_CIRCUIT].min()
+    return f"{effects} This is an induction circuit, shown first at step {first}."
 
 
 def _score(in_context: pd.DataFrame) -> str:
