@@ -122,13 +122,13 @@ class Pace:
             self._say(step)
         return self._admitted
 
-    def grant(self, step: int) -> float | None:
-        """The seconds that interventions may take at `step`; None: as many as they take.
+    def grant(self, step: int) -> float:
+        """The seconds that interventions may take at `step`.
 
         None are granted at the first measurement: nobody knows what it takes before.
         """
         if self._overhead is None:
-            return None
+            return math.inf
         if not self._costs:
             return 0.0
         left = max(1, self._schedule.count(step, self._horizon(step)))

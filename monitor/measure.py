@@ -151,6 +151,8 @@ class Monitor:
         self.measurements = 0
         self.measured_seconds = 0.0
         self.last_seconds: float | None = None
+        # What interventions have left of the time that they may take by default.
+        self._saved_seconds = 0.0
         self._vocab_size = vocab_size
         self._resumed_from = resumed_from
         self._metrics = (metrics_address, metrics_port)
@@ -211,8 +213,9 @@ class Monitor:
         """Measures `model` at `step`, after `tokens` training tokens, and records it.
 
         Probes that have the model run again and again, with heads ablated, do so within `seconds`:
-        0 for not at all, None (the default) for as often as they want to. Where that is too little
-        they have no table at this step. With several processes the first one's counts.
+        0 for not at all, infinity for as often as they want to. By default they take as long as all
+        else does, on average over the measurements: what is not spent is saved up. Where the time
+        is too short they have no table at this step. With several processes the first one's counts.
 
         The first call prepares, and raises what `prepare` raises; later calls never raise.
         """
@@ -228,7 +231,8 @@ class Monitor:
             if subject.model.device.type == "cuda":
                 torch.cuda.synchronize(subject.model.device)
             begun = time.perf_counter()
-            measurement = subject.measure(self._probes, moment, self._ranks, seconds=seconds)
+            allowed = self._saved_seconds if seconds is None else seconds
+            measurement = subject.measure(self._probes, moment, self._ranks, seconds=allowed)
         except Exception as error:
             measurement = measurement.with_failure(Failure.of("measure", error))
         measurement = self._record(measurement)
@@ -238,6 +242,7 @@ class Monitor:
         if time.perf_counter() - self._cost_written > _COST_WRITTEN_EVERY:
             self._write_cost()
         self.last_seconds = time.perf_counter() - begun
+        self._saved_seconds += self.last_seconds - 2 * measurement.intervening
         self.measured_seconds = before + self.last_seconds
         return measurement
 

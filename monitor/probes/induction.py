@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from monitor.attention import LayerAttention
-from monitor.estimate import pooled_mean
+from monitor.estimate import jackknife_stderr, pooled_mean
 from monitor.evidence import Evidence
 from monitor.record import HEAD, LAYER, Field, ProbeSpec
 
@@ -186,11 +186,9 @@ def _same_offset(
         )
 
     mean, without = agreement(offsets)
-    batch = len(period)
-    variance = (batch - 1) / batch * ((without - without.mean(-1, keepdim=True)) ** 2).sum(-1)
     return {
         "same_offset": mean,
-        "same_offset_stderr": variance.sqrt(),
+        "same_offset_stderr": jackknife_stderr(without.mT),
         "same_offset_null": agreement(uniform)[0],
     }
 

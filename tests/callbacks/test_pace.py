@@ -45,7 +45,7 @@ class Training:
                 self.admitted.append(step)
             if step in checkpoints or step in self.admitted[-1:]:
                 granted = pace.grant(step) if stage else 0.0
-                stages = 3 if granted is None else min(3, int(granted / stage)) if stage else 0
+                stages = int(min(3, granted / stage)) if stage else 0
                 self.intervened[step] = stages * (stage or 0.0)
                 self.costs[step] = cost(step) + self.intervened[step]
                 self.now += self.costs[step]

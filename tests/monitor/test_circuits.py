@@ -2,6 +2,8 @@
 circuit: a circuit that was planted, a head that copies by position, and heads that learnt nothing.
 """
 
+import math
+
 import torch
 
 import monitor
@@ -69,7 +71,7 @@ def test_heads_that_learnt_nothing_have_no_label():
 
 def test_a_run_is_drawn(tmp_path):
     with Monitor(root=tmp_path, run="r", probes=PROBES, context=48, metrics_port=None) as watch:
-        watch.measure(PlantedCircuit(context=48), step=7)
+        watch.measure(PlantedCircuit(context=48), step=7, seconds=math.inf)
     assert "failures" not in monitor.tables(tmp_path)
     edges = picture.circuit_at(tmp_path)
     assert picture.title(edges).startswith("Induction circuit: ablating")

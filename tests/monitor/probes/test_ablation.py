@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from datetime import UTC, datetime
 from typing import Any
 
@@ -387,7 +388,7 @@ def test_one_shot_and_monitor_take_the_seconds():
     with Monitor(None, probes=["ablation"], text=text_of(model, 24)) as watch:
         withheld = watch.measure(model, 0, seconds=0)
         assert (withheld.readings, withheld.intervening) == ((), 0)
-        measurement = watch.measure(model, 1)
+        measurement = watch.measure(model, 1, seconds=math.inf)
         assert len(measurement.frame("ablation")) > 20
         assert 0 < measurement.intervening < watch.last_seconds
 
@@ -438,7 +439,10 @@ def test_training_is_the_same_bit_for_bit_with_interventions():
                 if watched:
                     before = state(model)
                     assert (
-                        watch.measure(model, step).frame("ablation")["repeat_later"].notna().all()
+                        watch.measure(model, step, seconds=math.inf)
+                        .frame("ablation")["repeat_later"]
+                        .notna()
+                        .all()
                     )
                     assert state(model) == before
                 optimizer.step()
