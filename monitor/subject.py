@@ -32,6 +32,7 @@ from monitor.stimuli import (
     windows,
 )
 from monitor.streams import Kind
+from monitor.untouched import exact
 
 _log = logging.getLogger("phasewatch")
 
@@ -190,7 +191,8 @@ class Subject:
             name = probe.spec.name
             begun = time.perf_counter()
             try:
-                columns = interventions.computed(probe, evidence, broken)
+                with exact(self.model.device.type):
+                    columns = interventions.computed(probe, evidence, broken)
                 if columns is not None:
                     tables = {**evidence.tables, name: columns}
                     evidence = dataclasses.replace(evidence, tables=tables)

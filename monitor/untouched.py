@@ -38,8 +38,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=_cuda_devices()))
         stack.enter_context(torch.no_grad())
-        for device_type in {"cpu"} | {p.device.type for p in model.parameters()}:
-            stack.enter_context(torch.autocast(device_type, enabled=False))
+        stack.enter_context(exact(*{p.device.type for p in model.parameters()}))
         # Nothing was compiled where dynamo was never imported, and importing it takes a second.
         if "torch._dynamo" in sys.modules:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
@@ -60,6 +59,15 @@ def untouched(model: nn.Module) -> Iterator[None]:
                     kept.copy_(content)
             random.setstate(python_state)
             np.random.set_state(numpy_state)
+
+
+@contextmanager
+def exact(*device_types: str) -> Iterator[None]:
+    """Inside, no autocast region that this may be in makes anything less precise."""
+    with ExitStack() as stack:
+        for device_type in {"cpu", *device_types}:
+            stack.enter_context(torch.autocast(device_type, enabled=False))
+        yield
 
 
 def is_fully_sharded(module: Any) -> bool:

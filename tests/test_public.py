@@ -32,7 +32,14 @@ def keyword_only(function) -> set[str]:
 
 
 def test_the_names_of_each_package():
-    assert set(monitor.__all__) >= {"connect", "read", "tables"}
+    assert set(monitor.__all__) >= {
+        "connect",
+        "formations",
+        "leads",
+        "read",
+        "tables",
+        "universality",
+    }
     assert callbacks.__all__ == ["TrainingDynamics"]
     assert set(dashboards.__all__) >= {"PROMETHEUS_CONFIG"}
     for package in (monitor, callbacks, dashboards):
@@ -67,7 +74,7 @@ def test_the_monitor_for_plain_loops():
     assert given["root"] == "runs"
     assert {"run", "text", "probes", "vocab_size", "seed", "context"} <= set(given)
     assert keyword_only(Monitor) == set(given) - {"root"}
-    assert list(parameters(Monitor.measure)) == ["self", "model", "step", "tokens"]
+    assert list(parameters(Monitor.measure)) == ["self", "model", "step", "tokens", "seconds"]
     own = set(given) - set(parameters(measure))
     assert all(f"{name}:" in Monitor.__doc__ for name in own)
 

@@ -167,7 +167,9 @@ class SelfAttention:
         batch, samples = offsets.sampled.shape
         each = torch.arange(batch, device=keys.device)[:, None].expand(-1, samples)
         rows = self.query[each, :, offsets.sampled].float()
-        scores = torch.einsum("bshf,bhkf->bshk", rows, keys) * self._scale
+        # The model may be in an autocast region of its own.
+        with torch.autocast(keys.device.type, enabled=False):
+            scores = torch.einsum("bshf,bhkf->bshk", rows, keys) * self._scale
         in_view = torch.ones_like(scores, dtype=torch.bool)
         if self.is_causal:
             later = torch.arange(keys.shape[2], device=keys.device) > offsets.sampled[..., None]

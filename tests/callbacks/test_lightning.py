@@ -120,8 +120,8 @@ def test_fast_dev_run_measures_and_writes_nothing(fit, dynamics, root, monkeypat
     measured, urls = [], []
     original = Monitor.measure
 
-    def watched(self, model, step, tokens=None):
-        given = original(self, model, step, tokens)
+    def watched(self, model, step, tokens=None, **more):
+        given = original(self, model, step, tokens, **more)
         measured.append((step, len(given.readings), len(given.failures)))
         urls.append(self.url)
         return given

@@ -44,7 +44,7 @@ class Unsaid(AttentionOnly):
 
 def test_tables_and_columns(model):
     tables = measure(model, text=text())
-    assert list(tables) == ["induction", "in_context"]
+    assert list(tables) == [probe.spec.name for probe in PROBES]
     heads = tables["induction"]
     assert list(zip(heads["layer"], heads["head"], strict=True)) == [
         (layer, head) for layer in range(2) for head in range(4)
@@ -54,7 +54,8 @@ def test_tables_and_columns(model):
         dims = [dim.name for dim in probe.spec.dims]
         table = tables[probe.spec.name]
         assert list(table.columns) == [*dims, *declared, "n", "validity"]
-        assert table["validity"].eq("ok").all()
+        # Random weights show no circuit.
+        assert table["validity"].eq("ok").all() or probe.spec.name in {"ablation", "circuit"}
     assert heads["n"].eq(16).all()
     (row,) = tables["in_context"].itertuples()
     assert row.n == 6
@@ -149,7 +150,7 @@ def test_a_subject_counts_the_attention_calls(model):
         (
             {"probes": ["inducton"]},
             ValueError,
-            "unknown probe: 'inducton'; known: induction, in_context; did you mean 'induction'",
+            "unknown probe: 'inducton'; known: induction, in_context, .*; did you mean 'induction'",
         ),
         (
             {"probes": ["induction.entropi"]},

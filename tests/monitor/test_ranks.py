@@ -19,6 +19,7 @@ from monitor.adapters import ModuleAdapter
 from monitor.attention import Pattern
 from monitor.measure import Monitor
 from monitor.ranks import Ranks, is_sharded
+from tests.callbacks.tiny import OBSERVING
 from tests.models import AttentionBlock, AttentionOnly
 from tests.processes import came_through, run
 
@@ -116,7 +117,8 @@ def fails_sharded(root: Path) -> None:
 def failing(root: Path, wrap: Callable[[nn.Module], nn.Module], rank: int) -> None:
     model = wrap(built())
     adapters = {AttentionBlock: fails_on(rank)}
-    with Monitor(root, run="r", sequences=SEQUENCES, adapters=adapters) as watch:
+    few = {"sequences": SEQUENCES, "probes": OBSERVING}
+    with Monitor(root, run="r", adapters=adapters, **few) as watch:
         found = [watch.measure(model, step=step) for step in range(5)]
     if dist.get_rank() == 0:
         failures = [[failure.part for failure in each.failures] for each in found]

@@ -42,7 +42,7 @@ def test_induction_heads_form_after_the_previous_token_head_and_it_says_so(tmp_p
     assert formed["previous_token"] < formed["prefix_matching"]
     found = monitor.formations(tmp_path).set_index("event")
     assert found["formed"].iloc[:3].all()
-    assert (found["step_by"] - found["step_after"]).iloc[:3].eq(20).all()
+    assert (found["step_by"] - found["step_after"]).iloc[:3].eq(40).all()
     assert found.loc["previous-token head", "step"] <= formed["previous_token"]
     assert found.loc["induction head", "step"] <= formed["prefix_matching"]
     lead = monitor.leads(found.reset_index()).iloc[0]
@@ -56,7 +56,7 @@ def test_induction_heads_form_after_the_previous_token_head_and_it_says_so(tmp_p
     assert len(eval(query, {"monitor": monitor})) == 6 * 81
 
 
-@pytest.mark.parametrize("after", ["reading", "step    20"])
+@pytest.mark.parametrize("after", ["reading", "step    40"])
 def test_breaking_it_off_leaves_what_was_measured_and_no_traceback(tmp_path, after):
     process = subprocess.Popen(
         [*COMMAND, "--root", str(tmp_path)],
@@ -78,7 +78,7 @@ def test_breaking_it_off_leaves_what_was_measured_and_no_traceback(tmp_path, aft
         assert "Stopped before training began" in seen
     else:
         assert process.returncode == 0
-        assert set(monitor.read(tmp_path, "induction")["step"]) >= {0, 20}
+        assert set(monitor.read(tmp_path, "induction")["step"]) >= {0, 40}
         assert "No head's prefix-matching score passed 0.4" in " ".join(seen.split())
 
 
@@ -118,7 +118,7 @@ def test_breaking_off_one_of_several_runs_keeps_those_that_ended(tmp_path, of):
         bufsize=1,
     )
     seen = ""
-    while seen.count("step    20") < of:
+    while seen.count("step    40") < of:
         line = process.stdout.readline()
         assert line, f"it ended early: {seen}"
         seen += line
