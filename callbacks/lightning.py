@@ -40,7 +40,8 @@ class TrainingDynamics(Watching, *_callback_classes()):  # type: ignore[misc]  #
             list: exactly those steps.
         overhead: the share of the training time that measuring may take. Where the schedule would
             take more, only some of its steps are measured, spread over the whole training; the
-            first and every checkpoint are in any case. None: no limit.
+            first and every checkpoint are in any case. A quarter of it is kept for ablating heads,
+            which is done where that pays for it. None: no limit, all of it at every measurement.
         model: where the language model is in the LightningModule: an attribute path such as
             "net.lm", or a function from the LightningModule to it; default: the one module in it
             that maps token ids to logits.

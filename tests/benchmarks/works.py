@@ -99,7 +99,19 @@ def _fields(pattern: Tensor, stimulus: Stimulus) -> dict[str, Tensor]:
     in_view = torch.arange(2, pattern.shape[-1] + 1, device=pattern.device)
     fields["entropy"] = rows.mean((0, 2))
     fields["normalized_entropy"] = (rows / in_view.log()).mean((0, 2))
+    fields["same_offset"] = _same_offset(pattern, stimulus)
     return {name: values.cpu() for name, values in fields.items()}
+
+
+def _same_offset(pattern: Tensor, stimulus: Stimulus) -> Tensor:
+    """How often the sampled queries of sequences of different periods attend equally far back."""
+    each = torch.arange(len(pattern), device=pattern.device)[:, None]
+    rows = pattern[each, :, stimulus.sampled]
+    key = stimulus.sampled[..., None] - torch.arange(pattern.shape[-1], device=pattern.device)
+    at_offset = rows.gather(-1, key.clamp(min=0)[:, :, None].expand_as(rows))
+    profile = at_offset.where((key >= 0)[:, :, None], 0.0).mean(1)
+    pairs = (stimulus.period[:, None] != stimulus.period).float()
+    return torch.einsum("aho,bho,ab->h", profile, profile, pairs) / pairs.sum()
 
 
 def gpt2(*, layers: int, width: int, heads: int, vocabulary: int, positions: int) -> nn.Module:
