@@ -53,7 +53,7 @@ def test_induction_heads_form_after_the_previous_token_head_and_it_says_so(tmp_p
     assert f"to pass 0.4, at step {formed['prefix_matching']}" in told
     assert f"to pass 0.4, at step {formed['previous_token']}" in told
     query = re.search(r"^monitor\.read\(.*?\)", done.stdout, flags=re.MULTILINE).group()
-    assert len(eval(query, {"monitor": monitor})) == 6 * 81
+    assert len(eval(query, {"monitor": monitor})) == 6 * 41
 
 
 @pytest.mark.parametrize("after", ["reading", "step    40"])
