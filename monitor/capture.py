@@ -5,9 +5,9 @@ Shapes: `batch` sequences of `position` token ids; `prediction` one position les
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from torch import Tensor
 from monitor.adapters import AdapterError
 from monitor.anatomy import LanguageModel, layer_numbers, mixing_module
 from monitor.attention import LayerAttention
+from monitor.features import COLLECTORS, collect
 from monitor.parts import Parts
 from monitor.parts.flow import Map, Tap, run
 from monitor.stimuli import Stimulus
@@ -38,8 +39,9 @@ class Observation:
 
     `attention` has one entry a layer; `losses[b, i]` is the cross-entropy in nats of token i + 1
     given tokens 0 … i. `stream`, `lens` and `attribution` say what happened in the residual stream,
-    where the parts of the model are known. What was not asked for is None; so is what could not be
-    seen, of which `reasons` say why.
+    where the parts of the model are known; `features` what was collected of labelled tokens, by its
+    kind. What was not asked for is None or missing; so is what could not be seen, of which
+    `reasons` say why.
     """
 
     stimulus: Stimulus
@@ -49,6 +51,7 @@ class Observation:
     stream: StreamSample | None = None
     lens: LensSums | None = None
     attribution: AttributionSums | None = None
+    features: Mapping[str, Any] = field(default_factory=dict)
     reasons: Mapping[str, str] = field(default_factory=dict)
 
     @staticmethod
@@ -149,6 +152,20 @@ def observe(
             )
             seen.append((start, _pass(model, part, wanted, streams, attention_calls)))
     return Observation.join(stimulus, seen)
+
+
+def observe_features(parts: Parts, stimulus: Stimulus, kinds: Collection[str]) -> Observation:
+    """What the `kinds` of collectors make of a stimulus with labels, in one pass over it.
+
+    Raises `ValueError` where it has none, and what the model raises.
+    """
+    features, reasons = collect(parts, stimulus, {kind: COLLECTORS[kind] for kind in kinds})
+    return Observation(
+        stimulus=stimulus,
+        vocab_size=parts.model.vocab_size,
+        features=features,
+        reasons=reasons,
+    )
 
 
 def _pass(

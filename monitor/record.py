@@ -67,8 +67,8 @@ class Field:
     `null` says how the value in `<name>_null` arises; empty when the field has none. With `null_sd`
     the null is a distribution, and `<name>_null_sd` its standard deviation: the uncertainty of what
     is computed from weights, which are not a sample.
-    `per_position` fields hold one number for every position: a list column, and no metric.
-    `text` fields hold words: no metric either.
+    `per` names an axis, `position` or `feature` say: such a field holds one number for every place
+    along it, in a list column, and is no metric. `text` fields hold words: no metric either.
     """
 
     name: str
@@ -80,13 +80,13 @@ class Field:
     fooled_by: str = ""
     stderr: bool = True
     null_sd: bool = False
-    per_position: bool = False
+    per: str = ""
     text: bool = False
 
     def __post_init__(self) -> None:
         _check_identifier("field", self.name)
-        if (self.per_position or self.text) and (self.stderr or self.null):
-            kind = "text" if self.text else "per position"
+        if (self.per or self.text) and (self.stderr or self.null):
+            kind = "text" if self.text else f"per {self.per}"
             raise ValueError(f"field {self.name!r} is {kind}: it has no stderr and no null")
         if self.null_sd and not self.null:
             raise ValueError(f"field {self.name!r} has a null_sd, and so needs a null")
@@ -104,14 +104,14 @@ class Field:
     @property
     def is_number(self) -> bool:
         """Whether it holds one number a row, which can be a metric."""
-        return not (self.per_position or self.text)
+        return not (self.per or self.text)
 
     @property
     def type(self) -> pa.DataType:
         """Arrow type of its columns."""
         if self.text:
             return pa.string()
-        return pa.list_(pa.float32()) if self.per_position else pa.float32()
+        return pa.list_(pa.float32()) if self.per else pa.float32()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +119,8 @@ class ProbeSpec:
     """The declaration of one probe, and so of one table.
 
     `needs` names what must be observed: pairs of a stimulus and what one forward pass on it shows
-    (`attention`, `losses`; or, where the model's parts are known, `attribution`, `lens`, `stream`).
+    (`attention`, `losses`; or, where the model's parts are known, `attribution`, `lens`, `stream`,
+    and what `monitor.features` collects).
     `weights`: it reads matrices of the model. `reads` names the probes whose tables of the same
     measurement it draws on, and so come before it. `interventions`: it has the model run with heads
     exchanged, many times, which is done where time allows.
@@ -213,6 +214,11 @@ STIMULI = pa.schema(
         ("sequence", pa.int32()),
         ("period", pa.int32()),
         ("token_ids", pa.list_(pa.int32())),
+        # Of labelled stimuli: which part of the sequences it is in, how many of the tokens are no
+        # padding, and by concept what each of them is.
+        ("split", pa.int32()),
+        ("length", pa.int32()),
+        ("labels", pa.map_(pa.string(), pa.list_(pa.int8()))),
     ],
     metadata=_metadata("stimuli"),
 )
@@ -249,7 +255,7 @@ class Reading:
         """Puts a probe's columns under its declared schema.
 
         `columns` holds `validity` and `n`, every dimension and every declared column: arrays with
-        one entry a row (rows of numbers for fields per position), or None for what could not be
+        one entry a row (rows of numbers for fields `per` an axis), or None for what could not be
         measured at all, as may be single entries of a list. Columns of fields that the declaration
         leaves out are dropped. A value that was measured and is not finite is stored as null and
         makes its row invalid: nobody should average over it unawares.

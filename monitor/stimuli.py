@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from monitor.labels import Labels
 from monitor.record import STIMULI
 
 # Below this the periods, and the early and late bands of the in-context score, run into each other.
@@ -56,7 +58,8 @@ class Stimulus:
     `period` is the length of the repeated block in each sequence (`NO_PERIOD`: not repeated),
     `lead` the number of positions before the first copy. `targets` says which attention entries are
     summed, `entropy` whether the attention entropy is wanted too (a second pass over the keys), and
-    `sampled` at which queries it is wanted how far back each head attends.
+    `sampled` at which queries it is wanted how far back each head attends. `labels` say which
+    concepts its tokens have.
     """
 
     name: str
@@ -66,6 +69,7 @@ class Stimulus:
     targets: Mapping[str, AttentionTarget] = field(default_factory=dict)
     entropy: bool = False
     sampled: Int[Tensor, "batch sample"] | None = None
+    labels: Labels | None = None
 
     def rows(self, start: int, stop: int, device: torch.device) -> Stimulus:
         """Sequences `start` to `stop` of the stimulus, on `device`."""
@@ -75,6 +79,7 @@ class Stimulus:
             period=self.period[start:stop].to(device),
             sampled=None if self.sampled is None else self.sampled[start:stop].to(device),
             targets={name: t.rows(start, stop, device) for name, t in self.targets.items()},
+            labels=None if self.labels is None else self.labels.rows(start, stop, device),
         )
 
     @property
@@ -210,31 +215,70 @@ def check_text(text: object, *, vocab_size: int | None = None) -> Int[Tensor, "s
     return ids
 
 
+def labelled_stimulus(name: str, tokens: Int[Tensor, "batch position"], labels: Labels) -> Stimulus:
+    """Text of whose tokens it is known which concepts they have."""
+    return Stimulus(
+        name=name, tokens=tokens, period=torch.full((len(tokens),), NO_PERIOD), labels=labels
+    )
+
+
 def stimuli_to_arrow(stimuli: Mapping[str, Stimulus]) -> pa.Table:
     """The stimuli as one table, a row a sequence, from which `stimuli_from_arrow` rebuilds them."""
     rows = [
-        (name, sequence, int(stimulus.period[sequence]), row.tolist())
+        {
+            "stimulus": name,
+            "sequence": sequence,
+            "period": int(stimulus.period[sequence]),
+            "token_ids": row.tolist(),
+            **_labels_of(stimulus, sequence),
+        }
         for name, stimulus in stimuli.items()
         for sequence, row in enumerate(stimulus.tokens)
     ]
-    columns = zip(*rows, strict=True)
-    return pa.Table.from_arrays(
-        [pa.array(c, type=f.type) for c, f in zip(columns, STIMULI, strict=True)], schema=STIMULI
-    )
+    return pa.Table.from_pylist(rows, schema=STIMULI)
 
 
 def stimuli_from_arrow(table: pa.Table) -> dict[str, Stimulus]:
     """The stimuli that `stimuli_to_arrow` wrote."""
-    stored: dict[str, tuple[Tensor, Tensor]] = {}
-    for name in dict.fromkeys(table["stimulus"].to_pylist()):
-        rows = [row for row in table.to_pylist() if row["stimulus"] == name]
+    stored: dict[str, list[dict[str, Any]]] = {}
+    for row in table.to_pylist():
+        stored.setdefault(row["stimulus"], []).append(row)
+    rebuilt: dict[str, Stimulus] = {}
+    for name, rows in stored.items():
         tokens = torch.tensor([row["token_ids"] for row in rows])
-        stored[name] = (tokens, torch.tensor([row["period"] for row in rows]))
-    rebuilt = {"repeated": repeated_from(*stored["repeated"], lead=1)}
-    if "text" in stored:
-        rebuilt["text"] = text_stimulus(stored["text"][0])
-        rebuilt["text_tail"] = text_tail(rebuilt["text"])
+        if name == "repeated":
+            period = torch.tensor([row["period"] for row in rows])
+            rebuilt[name] = repeated_from(tokens, period, lead=1)
+        elif name == "text":
+            rebuilt[name] = text_stimulus(tokens)
+            rebuilt["text_tail"] = text_tail(rebuilt[name])
+        elif name != "text_tail":
+            rebuilt[name] = labelled_stimulus(name, tokens, _stored_labels(rows, tokens))
     return rebuilt
+
+
+def _labels_of(stimulus: Stimulus, sequence: int) -> dict[str, Any]:
+    labels = stimulus.labels
+    if labels is None:
+        return {}
+    values = labels.values[:, sequence].tolist()
+    return {
+        "split": int(labels.split[sequence]),
+        "length": int(labels.length[sequence]),
+        "labels": list(zip(labels.names, values, strict=True)),
+    }
+
+
+def _stored_labels(rows: Sequence[dict[str, Any]], tokens: Tensor) -> Labels:
+    values = [[of_concept for _, of_concept in row["labels"]] for row in rows]
+    names = tuple(name for name, _ in rows[0]["labels"])
+    shape = (len(rows), len(names), tokens.shape[1])
+    return Labels(
+        names=names,
+        values=torch.tensor(values, dtype=torch.int8).reshape(shape).transpose(0, 1).clone(),
+        split=torch.tensor([row["split"] for row in rows]),
+        length=torch.tensor([row["length"] for row in rows]),
+    )
 
 
 def _back(

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from monitor.anatomy import LanguageModel
 from monitor.attention import LayerAttention
-from monitor.capture import NoAttentionError, Observation, observe
+from monitor.capture import NoAttentionError, Observation, observe, observe_features
 from monitor.evidence import Evidence
+from monitor.features import COLLECTORS
 from monitor.intervening import STIMULI, Interventions
 from monitor.memory import Memory
 from monitor.parts import Parts, find_parts
@@ -43,7 +44,7 @@ _DEFAULT_CONTEXT = 256
 _SEARCHES = 3
 
 # What a pass shows only where the parts of the model are known.
-_OF_PARTS = set(get_args(Kind))
+_OF_PARTS = {*get_args(Kind), *COLLECTORS}
 
 # What says much the same on any stimulus, and is observed on the first that a probe names.
 _ON_ONE = {"stream", "lens"}
@@ -264,6 +265,8 @@ class Subject:
 
         An error on any of them is raised there.
         """
+        if kinds.keys() <= COLLECTORS.keys():
+            return self._collected(stimulus, kinds, ranks)
         start, stop = ranks.rows(len(stimulus.tokens))
         part = stimulus.rows(start, stop, torch.device("cpu"))
         seen: Observation | Exception
@@ -288,6 +291,16 @@ class Subject:
                 raise part_seen
             parts.append((first, part_seen))
         return Observation.join(stimulus, parts) if parts else None
+
+    def _collected(
+        self, stimulus: Stimulus, kinds: Mapping[str, Any], ranks: Ranks
+    ) -> Observation | None:
+        """What is collected of labelled tokens, by the first process alone: what is fitted on some
+        of them is used on the others.
+        """
+        if not ranks.first or self.memory.parts is None:
+            return None
+        return observe_features(self.memory.parts, stimulus, list(kinds))
 
 
 def _share(probe: Probe, probes: Sequence[Probe], seconds: Mapping[str, float]) -> float:

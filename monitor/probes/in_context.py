@@ -86,7 +86,7 @@ SPEC = ProbeSpec(
             help="Mean loss of token i + 1 given tokens 0 to i of held-out text, for every i.",
             unit="nats",
             stderr=False,
-            per_position=True,
+            per="position",
         ),
     ),
     needs=(("repeated", "losses"), ("text", "losses"), ("text_tail", "losses")),

@@ -4,6 +4,7 @@ sample of it, what the unembedding would make of that, and what every component 
 
 from monitor.streams.attribution import AttributionSums, Component
 from monitor.streams.lens import LensSums
+from monitor.streams.reading import UnseenError
 from monitor.streams.sample import StreamSample, sampled_positions
 from monitor.streams.seeing import Kind, Streams
 
@@ -14,5 +15,6 @@ __all__ = [
     "LensSums",
     "StreamSample",
     "Streams",
+    "UnseenError",
     "sampled_positions",
 ]

@@ -52,7 +52,7 @@ def test_names_are_identifiers(name):
 @pytest.mark.parametrize("more", [{"stderr": True}, {"stderr": False, "null": "chance"}])
 def test_a_field_per_position_has_no_stderr_and_no_null(more):
     with pytest.raises(ValueError, match="'f' is per position"):
-        Field(name="f", help="", per_position=True, **more)
+        Field(name="f", help="", per="position", **more)
 
 
 @pytest.mark.parametrize(

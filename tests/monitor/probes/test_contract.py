@@ -104,7 +104,7 @@ def test_values_are_finite_and_in_range(probe, kind):
                 continue
             assert lacking or values.null_count == 0, column
             values = values.drop_null()
-            flat = np.concatenate(values.to_pylist()) if field.per_position else values.to_numpy()
+            flat = np.concatenate(values.to_pylist()) if field.per else values.to_numpy()
             assert np.isfinite(flat).all(), column
             if column.endswith(("_stderr", "_null_sd")):
                 assert (flat >= 0).all()

@@ -31,7 +31,7 @@ LOSSES = ProbeSpec(
     dims=(),
     fields=(
         Field(name="loss", help="A made-up loss.", unit="nats"),
-        Field(name="by_position", help="One a position.", stderr=False, per_position=True),
+        Field(name="by_position", help="One a position.", stderr=False, per="position"),
     ),
     needs=(),
 )
