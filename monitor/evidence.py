@@ -15,6 +15,7 @@ from torch import Tensor
 from monitor.ablating import Ablation
 from monitor.capture import Observation
 from monitor.parts import Parts
+from monitor.record import ProbeSpec
 
 Columns = Mapping[str, Any]
 """A probe's table as it computes it: by the name of a column its entries, one a row."""
@@ -44,3 +45,19 @@ class Evidence:
         if self.parts is None:
             raise ValueError("the parts of the model were not asked for: declare weights=True")
         return self.parts
+
+    def collected(self, kind: str, stimulus: str = "concepts") -> tuple[Any, str]:
+        """What was collected of a labelled stimulus, and `ok`; or None, and why it was not."""
+        observation = self.observations.get(stimulus)
+        if observation is None:
+            return None, "there is nothing to look at: pass text= or concepts="
+        if kind in observation.features:
+            return observation.features[kind], "ok"
+        return None, observation.reasons.get(kind, "it was not observed")
+
+
+def unseen(spec: ProbeSpec, why: str, *, n: int = 0) -> dict[str, Any]:
+    """The columns of a table whose only row says why there is nothing to tell."""
+    columns: dict[str, Any] = dict.fromkeys(c for field in spec.fields for c in field.columns)
+    places = {dim.name: ["" if dim.text else -1] for dim in spec.dims}
+    return columns | places | {"n": [n], "validity": [why]}

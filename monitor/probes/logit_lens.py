@@ -19,9 +19,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from monitor.capture import Observation
 from monitor.estimate import pooled_mean
-from monitor.evidence import Evidence
+from monitor.evidence import Evidence, unseen
 from monitor.record import Dim, Field, ProbeSpec
 
 _BRITTLE = "Early layers may hold in another basis what the lens cannot read (Belrose et al. 2023)."
@@ -77,7 +76,7 @@ def compute(evidence: Evidence) -> dict[str, Any]:
     observation = observations["text" if "text" in observations else "repeated"]
     lens = observation.lens
     if lens is None:
-        return _unseen(observation)
+        return unseen(SPEC, observation.reasons.get("lens", "it was not observed"))
     count = torch.full((lens.loss.shape[1],), lens.predictions)
     layers = len(lens.loss)
     return {
@@ -99,9 +98,3 @@ def _estimates(
     mean, stderr = pooled_mean(total.T, count)
     null, _ = pooled_mean(chance.T, count)
     return {field: mean, f"{field}_stderr": stderr, f"{field}_null": null}
-
-
-def _unseen(observation: Observation) -> dict[str, Any]:
-    columns: dict[str, Any] = dict.fromkeys(c for field in SPEC.fields for c in field.columns)
-    why = observation.reasons.get("lens", "it was not observed")
-    return columns | {"layer": [-1], "n": [0], "validity": [why]}

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from monitor.capture import Observation
 from monitor.estimate import jackknife_stderr, left_in, pooled_mean
-from monitor.evidence import Evidence
+from monitor.evidence import Evidence, unseen
 from monitor.record import Dim, Field, ProbeSpec
 
 # The cost of eigenvalues grows with the cube of the number of tokens.
@@ -137,12 +137,8 @@ def compute(evidence: Evidence) -> dict[str, Any]:
     observation = evidence.observations[name]
     rows = _rows(observation)
     if rows is None:
-        return {
-            **dict.fromkeys(column for field in SPEC.fields for column in field.columns),
-            "layer": [-1],
-            "n": [len(observation.stimulus.tokens)],
-            "validity": [observation.reasons.get("stream", "the residual stream was not seen")],
-        }
+        why = observation.reasons.get("stream", "the residual stream was not seen")
+        return unseen(SPEC, why, n=len(observation.stimulus.tokens))
     layers, batch, _, _ = rows.shape
     earlier = {
         "cka_previous": _comparable(evidence.previous.get(name), rows),
