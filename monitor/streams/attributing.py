@@ -23,7 +23,7 @@ from monitor.parts.flow import Tap
 from monitor.parts.norms import LinearNorm, NotANormError, precise
 from monitor.stimuli import Stimulus
 from monitor.streams.attribution import AttributionSums, Component, Questions
-from monitor.streams.reading import UnseenError, check_readable, rows_of
+from monitor.streams.reading import UnseenError, check_blocks, check_readable, rows_of
 
 _Terms = dict[Component, Float[Tensor, "way question"]]
 
@@ -35,12 +35,13 @@ class Attributing:
     """
 
     def __init__(self, parts: Parts, stimulus: Stimulus) -> None:
+        check_blocks(parts)
         check_readable(parts)
         self._parts, self._tokens = parts, stimulus.tokens
         self._questions = Questions.of(stimulus)
         unembedding, bias = parts.unembedding, parts.unembedding_bias
-        if unembedding is None or bias is None or not parts.blocks:
-            raise UnseenError(f"blocks: {parts.reasons.get('blocks', 'not found')}")
+        if unembedding is None or bias is None:
+            raise UnseenError("no unembedding")
         self._norm = _norm_at(parts, parts.final_norm, unembedding[0])
         self._read = parts.logit_scale * precise(unembedding[self._questions.targets])
         self._added = parts.logit_scale * precise(bias[self._questions.targets])
