@@ -1,6 +1,9 @@
-"""Tensor shapes in `monitor` are checked while the tests run, and torch keeps to one core."""
+"""Tensor shapes in `monitor` are checked while the tests run, and torch keeps to one core, also in
+the processes that tests start.
+"""
 
 import functools
+import os
 import random
 
 import jaxtyping
@@ -47,3 +50,4 @@ SHAPED = (
 jaxtyping.install_import_hook([f"monitor.{name}" for name in SHAPED], "tests.conftest.checked")
 
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
