@@ -31,6 +31,7 @@ SHAPED = (
     "adapters.flex",
     "attention",
     "capture",
+    "concepts",
     "estimate",
     "evidence",
     "features",
