@@ -17,12 +17,13 @@ from torch import Tensor
 from monitor.concepts.naming import Concept
 
 # English words that say how others belong together: the commonest of any text.
-_FUNCTION_WORDS = """
+_ENGLISH = """
 a about after all an and any are as at be because been before but by can could did do does for from
 had has have he her him his how i if in into is it its may me might must my no nor not of on or our
 shall she should since so some than that the their them then there these they this those to us was
 we were what when where which while who whom whose why will with would you your
 """
+_FUNCTION_WORDS = frozenset(_ENGLISH.split())
 
 # What decoding says of bytes that are no whole character.
 _BROKEN = "\ufffd"
@@ -97,7 +98,7 @@ _CONCEPTS: dict[str, tuple[str, Callable[[str], bool]]] = {
     "white_space": ("The token is white space.", str.isspace),
     "function_word": (
         "The token is one of the commonest English words.",
-        lambda text: text.strip().lower() in _FUNCTION_WORDS.split(),
+        lambda text: text.strip().lower() in _FUNCTION_WORDS,
     ),
 }
 
