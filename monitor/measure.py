@@ -329,11 +329,18 @@ class Monitor:
                 "model": type(subject.model.module).__name__,
                 "vocab_size": subject.model.vocab_size,
                 "stimuli": {k: list(s.tokens.shape) for k, s in subject.stimuli.items()},
-                "concepts": meanings(self._options.concepts),
+                "concepts": self._meanings(subject),
                 **self._config,
             },
         )
         store.put("attempts", self.attempt, self._attempt)
+
+    def _meanings(self, subject: Subject) -> dict[str, str]:
+        """By the name of each concept that is looked for, what it is, as far as the user says."""
+        stimulus = subject.stimuli.get("concepts")
+        labels = None if stimulus is None else stimulus.labels
+        said = meanings(self._options.concepts)
+        return {name: said.get(name, "") for name in (labels.names if labels else ())}
 
     def _write_cost(self) -> None:
         """Brings the attempt's row up to date; what fails now is written the next time."""

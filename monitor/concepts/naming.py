@@ -120,8 +120,8 @@ def labelled_tokens(
         raise ValueError(f"tokens= has shape {list(ids.shape)}; expected [batch, position]")
     if not isinstance(labels, Mapping) or not labels:
         raise TypeError(
-            f"labels: got {labels!r:.80}; expected a mapping from names of concepts to labels "
-            "[batch, position]"
+            f"labels: got {type(labels).__name__}; expected a mapping from at least one name of a "
+            "concept to labels [batch, position]"
         )
     rows, positions = ids.shape
     per_row = {"length": torch.full((rows,), positions), "source": torch.arange(rows)}

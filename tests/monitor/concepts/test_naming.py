@@ -85,8 +85,8 @@ def test_texts_of_no_use(given, error, message):
 @pytest.mark.parametrize(
     ("labels", "more", "error", "message"),
     [
-        (EVEN, {}, TypeError, "labels: got tensor.*; expected a mapping from names"),
-        ({}, {}, TypeError, "labels: got {}; expected a mapping from names"),
+        (EVEN, {}, TypeError, "labels: got Tensor; expected a mapping from at least"),
+        ({}, {}, TypeError, "labels: got dict; expected a mapping from at least"),
         ({"x": EVEN[:2]}, {}, ValueError, r"'x': .*token ids, \[3, 4\]; got shape \[2, 4\]"),
         ({"x": IDS}, {}, ValueError, r"1, -1 or 0, .*; got 2: make one concept of each value"),
         ({"x": EVEN.float()}, {}, TypeError, "got dtype torch.float32: compare scores"),
