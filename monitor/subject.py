@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from monitor.anatomy import LanguageModel
 from monitor.attention import LayerAttention
 from monitor.capture import NoAttentionError, Observation, observe, observe_features
+from monitor.concepts import Concept, LabelledTokens, check_concepts, concept_stimulus
 from monitor.evidence import Evidence
 from monitor.features import COLLECTORS
 from monitor.intervening import STIMULI, Interventions
@@ -55,11 +56,13 @@ class StimulusOptions:
     """What a user may say about the stimuli; `monitor.measure.measure` says what each means."""
 
     text: Tensor | None = None
+    concepts: Sequence[Concept | LabelledTokens] | None = None
     context: int | None = None
     sequences: int = 16
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_concepts(self.concepts)
         if self.text is not None:
             check_text(self.text)
         for name, least in (("context", 1), ("sequences", 2), ("seed", 0)):
@@ -372,9 +375,19 @@ def _build_stimuli(
             seed=options.seed,
         )
     }
+    text, concepts = None, check_concepts(options.concepts)
     if options.text is not None:
-        tokens = check_text(options.text, vocab_size=model.vocab_size)
-        tokens = windows(tokens, context=context, sequences=options.sequences)
+        text = check_text(options.text, vocab_size=model.vocab_size)
+        tokens = windows(text, context=context, sequences=options.sequences)
         stimuli["text"] = text_stimulus(tokens)
         stimuli["text_tail"] = text_tail(stimuli["text"])
+    if text is not None or concepts:
+        stimuli["concepts"] = concept_stimulus(
+            concepts,
+            text=text,
+            context=context,
+            sequences=options.sequences,
+            vocab_size=model.vocab_size,
+            seed=options.seed,
+        )
     return stimuli

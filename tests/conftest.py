@@ -34,6 +34,8 @@ SHAPED = (
     "adapters.flex",
     "attention",
     "capture",
+    "concepts.building",
+    "concepts.vocabulary",
     "estimate",
     "evidence",
     "features",

@@ -23,6 +23,7 @@ from monitor.subject import StimulusOptions, Subject
 from tests import models
 from tests.conftest import SHAPED
 from tests.models import AttentionOnly
+from tests.models.concepts import CONCEPTS
 
 MODELS = {"attention_only": AttentionOnly, **models.HUGGING_FACE}
 WHEN = Moment(run="r", attempt=1, step=3, tokens=None, time=datetime(2024, 5, 1, tzinfo=UTC))
@@ -58,7 +59,8 @@ def read(probe: Probe, kind: str, *, with_text: bool = True) -> Reading:
     module = MODELS[kind]()
     model = find_language_model(module)
     text = torch.randint(model.vocab_size, (6, 64)) if with_text else None
-    options = StimulusOptions(text=text, context=64, sequences=6)
+    concepts = CONCEPTS if with_text else None
+    options = StimulusOptions(text=text, concepts=concepts, context=64, sequences=6)
     measurement = Subject.new(module, model, [probe], options).measure([probe], WHEN)
     assert measurement.failures == ()
     return measurement.readings[0]
@@ -219,7 +221,7 @@ PACKAGE = Path(monitor.record.__file__).parent
 
 def shaped_modules() -> list[str]:
     """Modules of `monitor` that annotate shapes and take no arguments from users."""
-    from_users = {"anatomy"}
+    from_users = {"anatomy", "concepts.naming"}
     paths = sorted(PACKAGE.rglob("*.py"))
     names = {".".join(p.relative_to(PACKAGE).with_suffix("").parts): p for p in paths}
     return [
