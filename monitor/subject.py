@@ -188,22 +188,25 @@ class Subject:
             observed=sum(observing.get(name, 0.0) for name in STIMULI),
         )
         readings, failures = [], []
+        failed: dict[str, Exception] = {}
         for probe in probes:
             # What runs the model is done by all processes, the rest by the first.
             if not (ranks.first or probe.plan):
                 continue
             name = probe.spec.name
+            missing = [broken[stimulus] for stimulus, _ in probe.spec.needs if stimulus in broken]
+            missing += [failed[read] for read in probe.spec.reads if read in failed]
             begun = time.perf_counter()
             try:
                 with exact(self.model.device.type):
-                    columns = interventions.computed(probe, evidence, broken)
+                    columns = interventions.computed(probe, evidence, *missing[:1])
                 if columns is not None:
                     tables = {**evidence.tables, name: columns}
                     evidence = dataclasses.replace(evidence, tables=tables)
                     if name in chosen:
                         readings.append(Reading.build(probe.spec, moment, columns))
             except Exception as error:
-                broken[name] = error
+                failed[name] = error
                 if name in chosen and ranks.first:
                     failures.append(Failure.of(name, error))
             spent[name] += time.perf_counter() - begun

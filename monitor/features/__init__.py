@@ -7,9 +7,27 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from monitor.features.collecting import Chunk, Collector, collect
+from monitor.features.directions import (
+    FEWEST,
+    METHODS,
+    NO_CONCEPTS,
+    Directions,
+    DirectionsCollector,
+)
 from monitor.parts import Parts
 from monitor.stimuli import Stimulus
 
-COLLECTORS: Mapping[str, Callable[[Parts, Stimulus], Collector]] = {}
+COLLECTORS: Mapping[str, Callable[[Parts, Stimulus], Collector]] = {
+    "directions": DirectionsCollector,
+}
 
-__all__ = ["COLLECTORS", "Chunk", "Collector", "collect"]
+__all__ = [
+    "COLLECTORS",
+    "FEWEST",
+    "METHODS",
+    "NO_CONCEPTS",
+    "Chunk",
+    "Collector",
+    "Directions",
+    "collect",
+]

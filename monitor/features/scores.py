@@ -86,6 +86,20 @@ def accuracy(counts: Counts) -> tuple[Float[Tensor, "*scored"], Float[Tensor, "*
     return _with_stderr(_balanced, counts)
 
 
+def selectivity(
+    counts: Int[Tensor, "*scored 2 group side bin"],
+) -> tuple[Float[Tensor, "*scored"], Float[Tensor, "*scored"]]:
+    """By how much the accuracy at a concept is above that at its control task (Hewitt & Liang
+    2019), from the counts of the two; and the standard error of the difference.
+    """
+
+    def ahead(whole: Tensor) -> Tensor:
+        concept, control = _balanced(whole).unbind(-1)
+        return concept - control
+
+    return _with_stderr(ahead, counts)
+
+
 def f1(counts: Counts) -> tuple[Float[Tensor, "*scored"], Float[Tensor, "*scored"]]:
     """Harmonic mean of precision and recall of what scores above the threshold; and its standard
     error. 0 where nothing that has the concept does.

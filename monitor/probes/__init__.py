@@ -14,7 +14,9 @@ from monitor.probes import (
     attribution,
     circuit,
     composition,
+    concepts,
     copying,
+    directions,
     heads,
     in_context,
     induction,
@@ -49,6 +51,8 @@ PROBES = (
     Probe(spec=ablation.SPEC, compute=ablation.compute, plan=ablation.plan),
     Probe(spec=heads.SPEC, compute=heads.compute),
     Probe(spec=circuit.SPEC, compute=circuit.compute),
+    Probe(spec=concepts.SPEC, compute=concepts.compute),
+    Probe(spec=directions.SPEC, compute=directions.compute),
 )
 
 
