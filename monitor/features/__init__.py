@@ -7,9 +7,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from monitor.features.collecting import Chunk, Collector, collect
+from monitor.features.sparse import SparseCollector
 from monitor.parts import Parts
 from monitor.stimuli import Stimulus
 
-COLLECTORS: Mapping[str, Callable[[Parts, Stimulus], Collector]] = {}
+COLLECTORS: Mapping[str, Callable[[Parts, Stimulus], Collector]] = {
+    "sparse": SparseCollector,
+}
 
 __all__ = ["COLLECTORS", "Chunk", "Collector", "collect"]
