@@ -34,6 +34,8 @@ CURVES = ("best", "control", "random")
 # Which labels a curve is about: the concept's, its control task's, and the concept's again.
 _TASK = (0, 1, 0)
 
+_SITES: tuple[Site, ...] = ("mlp_post",)
+
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 GROUPS = 16
 
@@ -88,7 +90,7 @@ class _Counted:
 class SparseCollector:
     """Adds up, split by split, what `Sparse` tells of the neurons of all blocks."""
 
-    sites: Collection[Site] = ("mlp_post",)
+    sites: Collection[Site] = _SITES
 
     def __init__(self, parts: Parts, stimulus: Stimulus) -> None:
         labels = stimulus.labels
@@ -336,8 +338,8 @@ class _Answers:
 def _of_curves(
     rows: Float[Tensor, "token neuron"],
     place: Int[Tensor, " counted"],
-    chosen: Int[Tensor, "curve neuron"],
-) -> Float[Tensor, "curve counted neuron"]:
+    chosen: Int[Tensor, "curve place"],
+) -> Float[Tensor, "curve counted place"]:
     seen: Tensor = rows[place][:, chosen.flatten()].float()
     return seen.view(-1, *chosen.shape).movedim(1, 0)
 

@@ -13,10 +13,10 @@ from tests.models.hand_built import AttentionBlock, attend_causally
 
 
 class ConceptNeurons(nn.Module):
-    """One block, whose neurons read the token and what attention adds to it. Only those in `planted`
-    read the direction in which tokens with the concept (even ids) differ from the others: all other
-    neurons, and attention, are blind to it. `signal` is how far a token lies along it, beside
-    `noise` of each planted neuron's own, of standard deviation 1.
+    """One block, whose neurons read the token and what attention adds to it. Only those in
+    `planted` read the direction in which tokens with the concept (even ids) differ from the others:
+    all other neurons, and attention, are blind to it. `signal` is how far a token lies along it,
+    beside noise of each neuron's own, of standard deviation about 1.
     """
 
     def __init__(
@@ -31,9 +31,7 @@ class ConceptNeurons(nn.Module):
     ) -> None:
         super().__init__()
         self.token = nn.Embedding(vocab_size, width)
-        self.attention = AttentionBlock(width=width, heads=4, attend=attend_causally)
-        self.inputs = nn.Linear(width, neurons)
-        self.outputs = nn.Linear(neurons, width)
+        self.blocks = nn.ModuleList([_Block(width=width, neurons=neurons)])
         self.unembedding = nn.Linear(width, vocab_size, bias=False)
         random = torch.Generator().manual_seed(seed)
         with torch.no_grad():
@@ -41,17 +39,31 @@ class ConceptNeurons(nn.Module):
                 if parameter.ndim > 1:
                     drawn = torch.randn(parameter.shape, generator=random)
                     parameter.copy_(drawn / parameter.shape[1] ** 0.5)
-            # The concept is the stream's first number; the second keeps it from the layer norm's mean.
+            # The second number keeps what the first says from the layer norm's mean.
             sides = 1 - 2.0 * (torch.arange(vocab_size) % 2)
             self.token.weight.copy_(torch.randn(vocab_size, width, generator=random))
             self.token.weight[:, 0] = signal * sides
             self.token.weight[:, 1] = -signal * sides
-            self.attention.norm.weight[:2] = 0
-            self.attention.output.weight[:2] = 0
-            self.inputs.weight[:, :2] = 0
-            self.inputs.weight[list(planted), 0] = 1
+            (block,) = self.blocks
+            block.attention.norm.weight[:2] = 0
+            block.attention.output.weight[:2] = 0
+            block.inputs.weight[:, :2] = 0
+            block.inputs.weight[list(planted), 0] = 1
 
     def forward(self, tokens: Tensor) -> Tensor:
-        residual = self.attention(self.token(tokens))
-        residual = residual + self.outputs(F.relu(self.inputs(residual)))
+        residual = self.token(tokens)
+        for block in self.blocks:
+            residual = block(residual)
         return self.unembedding(residual)
+
+
+class _Block(nn.Module):
+    def __init__(self, *, width: int, neurons: int) -> None:
+        super().__init__()
+        self.attention = AttentionBlock(width=width, heads=4, attend=attend_causally)
+        self.inputs = nn.Linear(width, neurons)
+        self.outputs = nn.Linear(neurons, width)
+
+    def forward(self, residual: Tensor) -> Tensor:
+        residual = self.attention(residual)
+        return residual + self.outputs(F.relu(self.inputs(residual)))
