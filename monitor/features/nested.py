@@ -11,16 +11,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-# Of a neuron's variance at least this share lies within the classes: of less, rounding is most.
+# Of a neuron's mean square at least this share is variance within the classes: what is less comes
+# of rounding, and a neuron that is constant would weigh without bound.
 _LEAST_WITHIN = 1e-6
 
 
 def within_at_least(
-    within: Float[Tensor, "*probed neuron"], difference: Float[Tensor, "*probed neuron"]
+    within: Float[Tensor, "*probed neuron"], square: Float[Tensor, "*probed neuron"]
 ) -> Float[Tensor, "*probed neuron"]:
-    """Variances within two classes that differ by so much, held above what rounding leaves of 0."""
-    least = _LEAST_WITHIN * (within + difference.square() / 4)
-    return torch.maximum(within, least).clamp(min=torch.finfo(within.dtype).tiny)
+    """Variances within the classes, held above what rounding leaves of sums of such squares."""
+    return torch.maximum(within, _LEAST_WITHIN * square).clamp(min=torch.finfo(within.dtype).tiny)
 
 
 def discriminants(
@@ -32,7 +32,7 @@ def discriminants(
 ) -> Float[Tensor, "*probed size neuron"]:
     """Weights of the linear discriminant on the first k neurons, for each k of `sizes`: the inverse
     of their covariance within the classes times the difference of the classes' means. Zero for
-    the other neurons, and NaN where there is none.
+    the other neurons, and NaN where there is none. Variances must not be 0.
 
     Neurons are first put on one scale, that of their standard deviation within the classes. Then
     the covariance of k neurons in n tokens is shrunk, by k / (n + k), towards that of uncorrelated
@@ -44,7 +44,7 @@ def discriminants(
     tensor([[1.0000, 0.0000],
             [1.0000, 0.2500]])
     """
-    deviation = within_at_least(covariance.diagonal(dim1=-2, dim2=-1), difference).sqrt()
+    deviation = covariance.diagonal(dim1=-2, dim2=-1).sqrt()
     correlation = covariance / deviation.unsqueeze(-1) / deviation.unsqueeze(-2)
     weights = difference.new_zeros(*difference.shape[:-1], len(sizes), difference.shape[-1])
     for place, size in enumerate(sizes):

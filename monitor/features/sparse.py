@@ -239,7 +239,8 @@ class _Ranking:
         within = self._squares - (means.square() * number).sum(2)
         apart = means[:, :, 0] - means[:, :, 1]
         # NaN stands before all numbers: activations that are not finite are not passed over.
-        scale = within_at_least(within.clamp(min=0) / number.sum(2), apart).sqrt()
+        total = number.sum(2)
+        scale = within_at_least(within / total, self._squares / total).sqrt()
         best = (apart.abs() / scale).argsort(dim=-1, descending=True, stable=True)[..., :most]
         drawn = np.random.default_rng([seed, 3]).permutation(self.neurons)[:most]
         random = torch.from_numpy(drawn).to(device).expand_as(best[0])
@@ -283,8 +284,12 @@ class _Covariances:
         means = self._centres.cpu().double() + moved
         between = torch.einsum("...si,...sj,...s->...ij", moved, moved, number)
         total = number.sum(-1).clamp(min=1)
-        covariance = (self._products.cpu().double() - between) / total[..., None, None]
+        products = self._products.cpu().double()
+        covariance = (products - between) / total[..., None, None]
         apart = means[:, :, 0] - means[:, :, 1]
+        squares = products.diagonal(dim1=-2, dim2=-1) / total[..., None] + apart.square() / 4
+        within = covariance.diagonal(dim1=-2, dim2=-1)
+        within.copy_(within_at_least(within, squares))
         sizes = [size for size in SIZES if size <= covariance.shape[-1]]
         fitted = discriminants(covariance[:, :2], apart[:, :2], sizes=sizes, tokens=total[:, :2])
         drawn, size_of = _on_draws(covariance[:, 2], apart[:, 2], sizes, total[:, 2])

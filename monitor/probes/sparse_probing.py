@@ -3,13 +3,15 @@
 The k neurons whose class means differ most, in standard deviations within the classes, get a linear
 discriminant with the threshold halfway between the class means: chosen, fitted and counted on
 three different sets of sequences. With r the share of the tokens with the concept that it finds and
-w the share of those without it that it takes for such, F1 = 2r / (1 + r + w): the F1 score where
-there are as many tokens of each. It is 1/2 for a coin and 2/3 for always saying yes.
+w the share of those without it that it takes for such, F1 = 2r / (1 + r + w) and the accuracy is
+(1 + r - w) / 2: those where there are as many tokens of each. Guessing has an accuracy of 1/2; its
+F1 is 2q / (1 + 2q) where it says yes to a share q, so 1/2 for a coin and 2/3 for yes always.
 
 The same with k random neurons is the null. The control task (Hewitt & Liang 2019) gives every token
-id a side at random, and gets the k neurons that are best for it: what the concept's F1 has beyond
-it is not token ids learnt by heart. Against k the three tell a concept with a neuron of its own
-(high from k = 1 on) from one that is spread over many, and both from what any neurons would do.
+id a side at random, and gets the k neurons that are best for it. How much more accurate the
+concept's classifier is (its selectivity) is not token ids learnt by heart; a difference of F1 could
+come of saying yes more often. Against k the three tell a concept with a neuron of its own (high
+from k = 1 on) from one that is spread over many, and both from what any neurons would do.
 
 Shapes: `probed` what has a score; `group` sequences that are left out together; `side` 0 where a
 token has the concept, 1 where not; `answer` the same as the classifier has it.
@@ -28,7 +30,10 @@ from monitor.evidence import Evidence, unseen
 from monitor.features.sparse import CURVES, FEWEST, SIZES, Sparse
 from monitor.record import LAYER, Dim, Field, ProbeSpec
 
-_GUESSING = "A coin has 1/2, and always saying yes 2/3: high is what is well beyond both."
+_GUESSING = (
+    "Guessing yes for a share q has 2q / (1 + 2q): 1/2 for a coin, 2/3 for yes always. So skewed "
+    "activations move it without any knowledge: see accuracy."
+)
 
 SPEC = ProbeSpec(
     name="sparse_probing",
@@ -60,18 +65,27 @@ SPEC = ProbeSpec(
             "neurons that are best for it. Missing where its tokens are too few on a side.",
             low=0,
             high=1,
-            null="1/2: a coin",
-            fooled_by="Where few token ids count, they are soon learnt by heart. Always saying yes "
-            "has 2/3.",
+            null="guessing that says yes as often: 2q / (1 + 2q)",
+            fooled_by="Where few token ids count, they are soon learnt by heart.",
+        ),
+        Field(
+            name="accuracy",
+            help="Share of tokens that the classifier on the best k neurons is right about, the "
+            "mean of the two sides' shares.",
+            low=0,
+            high=1,
+            null="1/2: guessing, however often it says yes",
+            fooled_by="Concepts of few token ids are told from these alone: see selectivity.",
         ),
         Field(
             name="selectivity",
-            help="f1 - control_f1: what is told of the concept beyond token ids. Missing with it.",
+            help="Accuracy beyond that for the control task: what is told of the concept beyond "
+            "token ids. Missing with it.",
             low=-1,
             high=1,
             null="0: as good as for random sides",
             fooled_by="A concept that token ids decide, by a rule that neurons share, is selective "
-            "as soon as there are more ids than can be learnt by heart.",
+            "as long as there are more ids than can be learnt by heart.",
         ),
     ),
     needs=(("concepts", "sparse"),),
@@ -85,12 +99,19 @@ def compute(evidence: Evidence) -> dict[str, Any]:
     sparse, why = evidence.collected("sparse")
     if sparse is None:
         return unseen(SPEC, why)
-    rates = _rates(_of_groups(sparse.answers))
-    best, control, random = (rates[:, :, :, CURVES.index(name)] for name in CURVES)
+    found, taken = _rates(_of_groups(sparse.answers)).unbind(-1)
+    score, right = _f1(found, taken), (1 + found - taken) / 2
+    best, control, random = (CURVES.index(name) for name in CURVES)
+    yes = (found[0] + taken[0])[:, :, control] / 2
+    half = torch.full_like(yes, 0.5)
     estimates = {
-        "f1": (*_estimate(best), random[0]),
-        "control_f1": (*_estimate(control), torch.full_like(control[0], 0.5)),
-        "selectivity": (*_estimate(best - control), torch.zeros_like(best[0])),
+        "f1": (*_estimate(score[:, :, :, best]), score[0, :, :, random]),
+        "control_f1": (*_estimate(score[:, :, :, control]), _f1(yes, yes)),
+        "accuracy": (*_estimate(right[:, :, :, best]), half),
+        "selectivity": (
+            *_estimate(right[:, :, :, best] - right[:, :, :, control]),
+            torch.zeros_like(half),
+        ),
     }
     rows = [
         row
@@ -110,7 +131,11 @@ def f1(
     >>> round(f1(torch.tensor([[[8, 2], [4, 6]]]))[0].item(), 6)  # 2 · 0.8 / (1 + 0.8 + 0.4)
     0.727273
     """
-    return _estimate(_rates(answers))
+    return _estimate(_f1(*_rates(answers).unbind(-1)))
+
+
+def _f1(found: Float[Tensor, "*probed"], taken: Float[Tensor, "*probed"]) -> Tensor:
+    return 2 * found / (1 + found + taken)
 
 
 def _of_groups(
@@ -123,13 +148,13 @@ def _of_groups(
 
 def _rates(
     answers: Int[Tensor, "*probed group side answer"],
-) -> Float[Tensor, "replicate *probed"]:
-    """F1 of all groups together, and then without each of them."""
+) -> Float[Tensor, "replicate *probed side"]:
+    """Of either side the share that is said to have the concept: in all groups together, and then
+    without each of them.
+    """
     whole = answers.sum(-3, keepdim=True)
     left = torch.cat([whole, whole - answers], dim=-3).movedim(-3, 0).double()
-    having = left[..., 0] / left.sum(-1)
-    found, taken = having.unbind(-1)
-    return 2 * found / (1 + found + taken)
+    return left[..., 0] / left.sum(-1)
 
 
 def _estimate(
@@ -161,7 +186,7 @@ def _rows(
             break
         row: dict[str, Any] = {**place, "k": size, "validity": "ok"}
         for name, each in estimates.items():
-            told = name == "f1" or bool(sparse.controlled[concept])
+            told = name in {"f1", "accuracy"} or bool(sparse.controlled[concept])
             for column, values in zip(SPEC.field(name).columns, each, strict=True):
                 row[column] = float(values[layer, concept, at]) if told else None
         if sparse.lost[layer, concept, :, at].any():

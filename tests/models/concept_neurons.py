@@ -63,6 +63,8 @@ class _Block(nn.Module):
         self.attention = AttentionBlock(width=width, heads=4, attend=attend_causally)
         self.inputs = nn.Linear(width, neurons)
         self.outputs = nn.Linear(neurons, width)
+        for linear in (self.inputs, self.outputs):
+            nn.init.zeros_(linear.bias)
 
     def forward(self, residual: Tensor) -> Tensor:
         residual = self.attention(residual)
