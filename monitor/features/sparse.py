@@ -158,7 +158,7 @@ class SparseCollector:
             within = torch.tensor(SIZES) <= self._allowed.clamp(max=asked.most)[:, None]
             largest[layer] = torch.where(within, torch.tensor(SIZES), 0).amax(1)
         unseen = {
-            block.layer: block.reasons.get("neurons", "its neurons were not seen")
+            block.layer: f"no neurons: {block.reasons.get('neurons', 'none were seen')}"
             for block in self._parts.blocks
             if block.layer not in self._asked
         }
