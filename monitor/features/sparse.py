@@ -345,7 +345,8 @@ def _of_curves(
     place: Int[Tensor, " counted"],
     chosen: Int[Tensor, "curve place"],
 ) -> Float[Tensor, "curve counted place"]:
-    seen: Tensor = rows[place][:, chosen.flatten()].float()
+    # Columns first: rows of all neurons would be copied whole.
+    seen: Tensor = rows.index_select(1, chosen.flatten())[place].float()
     return seen.view(-1, *chosen.shape).movedim(1, 0)
 
 
