@@ -14,11 +14,13 @@ from monitor.features.directions import (
     Directions,
     DirectionsCollector,
 )
+from monitor.features.sparse import SparseCollector
 from monitor.parts import Parts
 from monitor.stimuli import Stimulus
 
 COLLECTORS: Mapping[str, Callable[[Parts, Stimulus], Collector]] = {
     "directions": DirectionsCollector,
+    "sparse": SparseCollector,
 }
 
 __all__ = [

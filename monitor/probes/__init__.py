@@ -22,6 +22,7 @@ from monitor.probes import (
     induction,
     logit_lens,
     residual,
+    sparse_probing,
 )
 from monitor.record import ProbeSpec, expect_one_of
 
@@ -45,6 +46,7 @@ PROBES = (
     Probe(spec=in_context.SPEC, compute=in_context.compute),
     Probe(spec=logit_lens.SPEC, compute=logit_lens.compute),
     Probe(spec=residual.SPEC, compute=residual.compute),
+    Probe(spec=sparse_probing.SPEC, compute=sparse_probing.compute),
     Probe(spec=copying.SPEC, compute=copying.compute),
     Probe(spec=composition.SPEC, compute=composition.compute),
     Probe(spec=attribution.SPEC, compute=attribution.compute),
