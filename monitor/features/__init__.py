@@ -7,9 +7,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from monitor.features.collecting import Chunk, Collector, collect
+from monitor.features.readable import ReadableCollector
 from monitor.parts import Parts
 from monitor.stimuli import Stimulus
 
-COLLECTORS: Mapping[str, Callable[[Parts, Stimulus], Collector]] = {}
+COLLECTORS: Mapping[str, Callable[[Parts, Stimulus], Collector]] = {
+    "readable": ReadableCollector,
+}
 
 __all__ = ["COLLECTORS", "Chunk", "Collector", "collect"]

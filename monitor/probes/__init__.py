@@ -20,6 +20,7 @@ from monitor.probes import (
     induction,
     logit_lens,
     residual,
+    superposition,
 )
 from monitor.record import ProbeSpec, expect_one_of
 
@@ -49,6 +50,7 @@ PROBES = (
     Probe(spec=ablation.SPEC, compute=ablation.compute, plan=ablation.plan),
     Probe(spec=heads.SPEC, compute=heads.compute),
     Probe(spec=circuit.SPEC, compute=circuit.compute),
+    Probe(spec=superposition.SPEC, compute=superposition.compute),
 )
 
 
