@@ -20,6 +20,7 @@ Shapes: `layer` what enters the first block and then what each returns; `concept
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -43,6 +44,8 @@ _DRAWS = 128
 
 # By how many standard deviations an area must rise, and lie above 1/2.
 _BEYOND = 3.0
+
+_ALONE = "tokens that have, or lack, a candidate are in so few sequences that none can be left out"
 
 _OVERLAP = (
     "Labels that overlap (a capital often follows a space) make directions alike: that is in the "
@@ -120,17 +123,19 @@ SPEC = ProbeSpec(
             "of shuffled ones in all layers, at least that of 3 deviations",
             null_sd=True,
             fooled_by="What is only sharpened by the nonlinearity counts too. A random layer "
-            "computes some XORs: compare it with the first measurement. Candidates are not "
+            "computes some XORs: compare it with the first measurement. The deviations are those "
+            "of scoring, and know nothing of noise in what was fitted. Candidates are not "
             "independent, and only what was labelled is one.",
         ),
         Field(
             name="carried_by",
-            help="Neurons that carry a candidate: participation ratio (Σw²)²/Σw⁴ of the "
+            help="Neurons that carry what is computed: participation ratio (Σw²)²/Σw⁴ of the "
             "discriminant's weights on post-activations, in units of their standard deviation, "
-            "the mean over candidates.",
+            "the mean over the candidates that count as computed; missing where none does.",
             low=0,
             stderr=False,
-            null=_SHUFFLED + ", which is weights of noise: about a third of the neurons",
+            null="all candidates with their labels shuffled: weights of noise, on about a third of "
+            "the neurons",
             null_sd=True,
             fooled_by="It counts among the neurons that were looked at. Noise in the weights "
             "raises it, and neurons that are alike share a weight arbitrarily.",
@@ -151,8 +156,7 @@ SPEC = ProbeSpec(
     needs=(("concepts", "directions"), ("concepts", "readable")),
 )
 
-_SHARING = tuple(c for f in SPEC.fields[:2] for c in f.columns)
-_READING = tuple(c for f in SPEC.fields[2:7] for c in f.columns)
+_NUMBERS = tuple(column for f in SPEC.fields if f.is_number for column in f.columns)
 
 
 def compute(evidence: Evidence) -> dict[str, Any]:
@@ -163,30 +167,25 @@ def compute(evidence: Evidence) -> dict[str, Any]:
         same = no_directions == not_read
         return unseen(SPEC, no_directions if same else f"{no_directions}; {not_read}")
     sharing = {} if directions is None else _sharing(directions)
-    reading = {} if readable is None else _reading(readable)
-    whys = {-1: "no MLP comes before the first block"}
-    whys |= {} if readable is None else dict(readable.reasons)
+    reading: dict[int, dict[str, Any]] = {} if readable is None else _reading(readable)
+    whys = {} if readable is None else dict.fromkeys(readable.layers, _ALONE) | readable.reasons
+    whys[-1] = "no MLP comes before the first block"
     sequences = len(evidence.observations["concepts"].stimulus.tokens)
     rows = []
-    for layer in sorted({-1, *sharing, *reading, *(set(whys) if readable is not None else set())}):
+    for layer in sorted({*sharing, *reading, *whys}):
         told, why = sharing.get(layer, (None, no_directions))
-        read, why_not = reading.get(layer), whys.get(layer, not_read)
-        missing = [] if why == "ok" and told is not None else [why]
-        missing += [] if read is not None else [why_not]
-        row: dict[str, Any] = dict.fromkeys((*_SHARING, *_READING))
-        row |= (told or {}) | (read or {"computed_names": ""})
-        reasons = "; ".join(missing)
-        seen = told is not None or read is not None
-        rows.append(
-            row
-            | {"layer": layer, "missing": reasons, "n": sequences}
-            | {"validity": "ok" if seen else reasons}
-        )
+        read = reading.get(layer)
+        why_not = "" if read is not None else whys.get(layer, not_read)
+        reasons = "; ".join(each for each in (why, why_not) if each)
+        row: dict[str, Any] = dict.fromkeys(_NUMBERS) | {"computed_names": ""}
+        row |= (told or {}) | (read or {})
+        row |= {"layer": layer, "n": sequences, "missing": reasons}
+        rows.append(row | {"validity": reasons if told is None and read is None else "ok"})
     return {column: [row[column] for row in rows] for column in rows[0]}
 
 
 def _sharing(directions: Directions) -> dict[int, tuple[dict[str, float] | None, str]]:
-    """By layer its columns, or why there are none."""
+    """By layer its columns and nothing, or None and why there are none."""
     vectors = directions.vectors[:, :, _METHOD]
     halves = directions.halves[:, :, :, _METHOD]
     told: dict[int, tuple[dict[str, float] | None, str]] = {}
@@ -197,7 +196,7 @@ def _sharing(directions: Directions) -> dict[int, tuple[dict[str, float] | None,
         if len(own) < 2:
             told[layer] = None, f"directions of {len(own)} concepts: two are needed to share"
             continue
-        told[layer] = _shared(own, half, random[:, : len(own), : len(own)]), "ok"
+        told[layer] = _shared(own, half, random[:, : len(own), : len(own)]), ""
     return told
 
 
@@ -234,9 +233,7 @@ def _half_apart(
     return {field: float(own.mean()), f"{field}_stderr": float(apart.square().mean().sqrt())}
 
 
-def _random_square_cosines(
-    count: int, dimensions: int
-) -> Float[Tensor, "{_DRAWS} {count} {count}"]:
+def _random_square_cosines(count: int, dimensions: int) -> Float[Tensor, "draw concept concept"]:
     """Between random directions, of each with itself 1. It is the same at every measurement."""
     random, cosines = torch.Generator().manual_seed(0), []
     for _ in range(_DRAWS):
@@ -257,27 +254,24 @@ def _reading(readable: Readable) -> dict[int, dict[str, Any]]:
     names = [name for name, kept in zip(readable.candidates, told.tolist(), strict=True) if kept]
     passed = _computed(whole, without)
     by_chance = max(float(passed[:, SHUFFLED].double().mean()), float(ndtr(-_BEYOND)))
-    shares, carried = passed.double().mean(-1), used.mean(-1)
-    # At most as many as there are candidates, which one layer alone may have too few of.
-    apart = used[:, SHUFFLED] - carried[:, SHUFFLED, None]
-    freedom = max(1, apart.numel() - len(apart))
-    carried_sd = float((apart.square().sum() / freedom / len(names)).sqrt())
+    shares, by_noise = passed.double().mean(-1), used[:, SHUFFLED].mean(-1)
+    # One layer alone may have too few candidates to tell how far noise scatters.
+    apart = (used[:, SHUFFLED] - by_noise[:, None]).square().sum()
+    scatter = float((apart / max(1, used[:, SHUFFLED].numel() - len(used))).sqrt())
     mean, mean_without = whole.mean(2), without.mean(2)
     rows = {}
     for place, layer in enumerate(readable.layers):
+        here = passed[place, LABELLED]
         row: dict[str, Any] = {
             "computed": float(shares[place, LABELLED]),
             "computed_null": float(shares[place, SHUFFLED]),
             "computed_null_sd": math.sqrt(by_chance * (1 - by_chance) / len(names)),
-            "computed_names": ", ".join(
-                name
-                for name, passes in zip(names, passed[place, LABELLED].tolist(), strict=True)
-                if passes
-            ),
-            "carried_by": float(carried[place, LABELLED]),
-            "carried_by_null": float(carried[place, SHUFFLED]),
-            "carried_by_null_sd": carried_sd if len(names) > 1 else None,
+            "computed_names": ", ".join(itertools.compress(names, here.tolist())),
         }
+        if here.any() and len(names) > 1:
+            row["carried_by"] = float(used[place, LABELLED, here].mean())
+            row["carried_by_null"] = float(by_noise[place])
+            row["carried_by_null_sd"] = scatter / math.sqrt(int(here.sum()))
         for field, stage in (("readable_before", BEFORE), ("readable_after", AFTER)):
             row[field] = float(mean[place, LABELLED, stage])
             row[f"{field}_stderr"] = float(jackknife_stderr(mean_without[place, LABELLED, stage]))

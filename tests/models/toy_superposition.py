@@ -67,11 +67,12 @@ _WIDTH, _NEURONS = 16, 24
 
 
 class PlantedXor(nn.Module):
-    """Tokens write two bits, ±1, along two directions of the stream, and one of some noises that is
-    the same for all four cases. The first two neurons of layer 0 make |a - b| of the two bits; all
-    others, and all of layer 1, read only the noise.
+    """Tokens write two bits, ±1, along two directions of the stream, and one of some noises, each
+    as frequent in all four cases. The first two neurons of layer 0 make |a - b| of the bits, for
+    nobody to read; all others, all of layer 1 and all attention know only the noise.
 
-    `activation` is that of the MLPs; with `written` the embedding writes the XOR too.
+    `activation` is that of the MLPs. With `written` the embedding writes the XOR too, and the third
+    neuron of layer 0 reads it.
     """
 
     def __init__(
@@ -79,31 +80,37 @@ class PlantedXor(nn.Module):
     ) -> None:
         super().__init__()
         random = torch.Generator().manual_seed(0)
-        basis = torch.linalg.qr(torch.randn(_WIDTH, _WIDTH, generator=random)).Q
-        first, second, third = basis[:3]
-        a, b = bits(torch.arange(VOCABULARY)).float()
-        noise = torch.randn(NOISES, _WIDTH - 3, generator=random) @ basis[3:]
-        table = a[:, None] * first + b[:, None] * second + noise.repeat(4, 1)
-        if written:
-            table = table - (a * b)[:, None] * third
-        self.token = nn.Embedding(VOCABULARY, _WIDTH, _weight=table)
+        # What is orthogonal to a vector of ones goes unseen through the mean that a norm takes.
+        drawn = torch.randn(_WIDTH, _WIDTH, generator=random)
+        drawn[:, 0] = 1.0
+        mean, first, second, third, *rest = torch.linalg.qr(drawn).Q.T
+        unseen = torch.stack([mean, *rest])
+
+        def noise(count: int, scale: float) -> Tensor:
+            return scale * torch.randn(count, len(unseen), generator=random) @ unseen
+
+        a, b = bits(torch.arange(VOCABULARY)).float()[:, :, None]
+        table = a * first + b * second + noise(NOISES, 1.0).repeat(4, 1)
+        self.token = nn.Embedding(VOCABULARY, _WIDTH)
         self.blocks = nn.ModuleList(_Block(activation) for _ in range(2))
-        with torch.no_grad():
-            for layer, block in enumerate(self.blocks):
-                reads = 0.5 * torch.randn(_NEURONS, _WIDTH - 3, generator=random) @ basis[3:]
-                if layer == 0:
-                    reads[0], reads[1] = first - second, second - first
-                block.into.weight.copy_(reads)
-                block.into.bias.copy_(0.1 * torch.randn(_NEURONS, generator=random))
-                block.into.bias[:2] = 0.0
-                # What is written is only noise: layer 1 has no XOR of layer 0 to read.
-                writes = 0.1 * torch.randn(_NEURONS, _WIDTH - 3, generator=random) @ basis[3:]
-                block.out.weight.copy_(writes.T)
-                block.attention.inputs.weight.normal_(std=0.1, generator=random)
-                block.attention.output.weight.normal_(std=0.1, generator=random)
         self.unembedding = nn.Linear(_WIDTH, VOCABULARY, bias=False)
         with torch.no_grad():
+            self.token.weight.copy_(table - a * b * third if written else table)
             self.unembedding.weight.normal_(generator=random)
+            for block in self.blocks:
+                block.into.weight.copy_(noise(_NEURONS, 0.5))
+                block.into.bias.normal_(std=0.1, generator=random)
+                block.out.weight.copy_(noise(_NEURONS, 0.1).T)
+                block.out.bias.zero_()
+                block.attention.inputs.weight.copy_(noise(3 * _WIDTH, 0.3))
+                mixes = 0.3 * torch.randn(_WIDTH, _WIDTH, generator=random)
+                block.attention.output.weight.copy_(unseen.T @ unseen @ mixes)
+            planted = self.blocks[0]
+            planted.into.weight[:2] = torch.stack([first - second, second - first])
+            planted.into.bias[:2] = 0.0
+            planted.out.weight[:, :2] = 0.0
+            if written:
+                planted.into.weight[2] += third
 
     def forward(self, tokens: Tensor) -> Tensor:
         residual = self.token(tokens)
