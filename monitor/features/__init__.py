@@ -14,6 +14,7 @@ from monitor.features.directions import (
     Directions,
     DirectionsCollector,
 )
+from monitor.features.readable import ReadableCollector
 from monitor.features.sparse import SparseCollector
 from monitor.parts import Parts
 from monitor.stimuli import Stimulus
@@ -21,6 +22,7 @@ from monitor.stimuli import Stimulus
 COLLECTORS: Mapping[str, Callable[[Parts, Stimulus], Collector]] = {
     "directions": DirectionsCollector,
     "sparse": SparseCollector,
+    "readable": ReadableCollector,
 }
 
 __all__ = [

@@ -23,6 +23,7 @@ from monitor.probes import (
     logit_lens,
     residual,
     sparse_probing,
+    superposition,
 )
 from monitor.record import ProbeSpec, expect_one_of
 
@@ -55,6 +56,7 @@ PROBES = (
     Probe(spec=circuit.SPEC, compute=circuit.compute),
     Probe(spec=concepts.SPEC, compute=concepts.compute),
     Probe(spec=directions.SPEC, compute=directions.compute),
+    Probe(spec=superposition.SPEC, compute=superposition.compute),
 )
 
 
