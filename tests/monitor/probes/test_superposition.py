@@ -41,7 +41,11 @@ def directions(own: Tensor, halves: Tensor | None = None) -> Directions:
         names=tuple(f"c{i}" for i in range(concepts)),
         vectors=torch.stack([own, other, other], dim=2),
         halves=torch.stack([halves, *[torch.full_like(halves, math.nan)] * 2], dim=3),
-        counts=torch.zeros(layers, concepts, len(METHODS), 2, 16, 2, 256, dtype=torch.int32),
+        thresholds=torch.zeros(layers, concepts, len(METHODS)),
+        counts=None,
+        dimensions=torch.ones(layers),
+        tokens=torch.full((3, concepts, 2), 100),
+        sequences=torch.full((concepts,), 16),
     )
 
 
