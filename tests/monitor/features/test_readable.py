@@ -24,6 +24,8 @@ from monitor.features.readable import (
     SHUFFLED,
     Readable,
     ReadableCollector,
+    _Labelled,
+    _Reader,
     candidates,
 )
 from monitor.labels import EVALUATION, FIRST_HALF, SECOND_HALF, Labels
@@ -45,10 +47,15 @@ def labelled(
     sequences: int = SEQUENCES,
     vocabulary: int = VOCABULARY,
     of: Callable[[Tensor], Tensor] = bits,
+    unlike: bool = False,
 ) -> Stimulus:
-    """Random tokens with what `of` says of them, and one label that says nothing."""
+    """Random tokens with what `of` says of them, and one label that says nothing. `unlike`: the
+    first half has only some of the tokens, so that its mean is not that of all.
+    """
     random = torch.Generator().manual_seed(0)
     tokens = torch.randint(vocabulary, (sequences, POSITIONS), generator=random)
+    if unlike:
+        tokens[::4] = tokens[::4] // 16 * 16 + tokens[::4] % 4
     nothing = torch.randint(2, (1, *tokens.shape), generator=random) * 2 - 1
     values = torch.cat([of(tokens), nothing.to(torch.int8)])
     labels = Labels(
@@ -162,10 +169,12 @@ class Written:
 @pytest.mark.parametrize("kind", ["planted", "llama"])
 def test_areas_are_those_of_all_activations_at_once(kind):
     torch.manual_seed(0)
-    model, of = (PlantedXor(F.gelu), bits) if kind == "planted" else (llama(), parity)
+    # So few gates are not all that the MLP reads.
+    gated = llama(intermediate_size=12)
+    model, of = (PlantedXor(F.gelu), bits) if kind == "planted" else (gated, parity)
     parts = parts_of(model)
     assert (parts.blocks[0].w_gate is not None) == (kind == "llama")
-    stimulus = labelled(vocabulary=find_language_model(model).vocab_size, of=of)
+    stimulus = labelled(vocabulary=find_language_model(model).vocab_size, of=of, unlike=True)
     written = Written(parts, stimulus, ReadableCollector(parts, stimulus))
     readable = read(model, stimulus)
     for layer in range(len(parts.blocks)):
@@ -180,7 +189,7 @@ def test_the_discriminant_is_fishers():
     """Where every token counts, the covariance of all of them leads to the same direction as that
     within the two classes.
     """
-    model, stimulus = PlantedXor(), labelled()
+    model, stimulus = PlantedXor(), labelled(unlike=True)
     collector = ReadableCollector(parts_of(model), stimulus)
     collect(parts_of(model), stimulus, {"readable": lambda *_: collector})
     written = Written(parts_of(model), stimulus, collector)
@@ -190,6 +199,26 @@ def test_the_discriminant_is_fishers():
     fisher = LinearDiscriminantAnalysis(solver="lsqr").fit(dims, labels).coef_[0]
     ours = collector._layers[0]._readers[AFTER]._weights[0].double().numpy()
     assert np.corrcoef(dims @ fisher, dims @ ours)[0, 1] > 0.9999
+
+
+def test_sums_of_unlike_chunks_make_the_weights_of_all():
+    """The first chunk, whose mean everything is counted from, is far from the others."""
+    random = torch.Generator().manual_seed(0)
+    dims = torch.randn(900, 5, generator=random) + 50.0
+    labels = (torch.randint(2, (1, 900), generator=random) * 2 - 1).to(torch.int8)
+    dims[:, 0] += labels[0]
+    dims[:300] -= torch.tensor([4.0, 2.0, 0.0, 0.0, 0.0])
+    reader = _Reader()
+    for part in torch.arange(900).split(300):
+        group = torch.zeros(300, dtype=torch.long)
+        reader.see(dims[part], _Labelled.of(labels[:, part], group, fitting=True))
+    reader.fit()
+    rows = dims.double().numpy()
+    correlation = np.corrcoef(rows.T) + 1e-3 * np.eye(5)
+    has = labels[0].numpy() > 0
+    difference = (rows[has].mean(0) - rows[~has].mean(0)) / rows.std(0)
+    weights = np.linalg.inv(correlation) @ difference / rows.std(0)
+    np.testing.assert_allclose(reader._weights[0].numpy(), weights, rtol=1e-3, atol=1e-4)
 
 
 def test_leaving_out_groups_is_counting_without_them():
@@ -300,6 +329,19 @@ def test_activations_that_are_not_finite_are_no_area_of_one_half():
     collected, _ = collect(broken, labelled(), {"readable": ReadableCollector})
     assert collected["readable"].layers == (0,)
     assert "not finite" in collected["readable"].reasons[1]
+
+
+def test_activations_that_are_not_finite_later_are_none_either():
+    model, stimulus = PlantedXor(), labelled()
+    parts = parts_of(model)
+    evaluated = (stimulus.labels.split == EVALUATION).nonzero().flatten()
+    stimulus.tokens[stimulus.tokens == VOCABULARY - 1] = 0
+    stimulus.tokens[evaluated[0], 5] = VOCABULARY - 1
+    with torch.no_grad():
+        model.token.weight[-1] = torch.nan
+    collected, reasons = collect(parts, stimulus, {"readable": ReadableCollector})
+    assert collected == {}
+    assert "not finite" in reasons["readable"]
 
 
 def test_memory_does_not_grow_with_the_number_of_tokens():

@@ -210,28 +210,42 @@ def test_what_was_readable_before_is_not_computed(activation, written):
     assert estimate(told[0], "readable_after").beyond(3.0)
 
 
-def test_what_is_computed_by_chance_is_as_rare_as_three_deviations():
-    """Areas that differ by noise alone, with the noise of their groups of sequences."""
-    random = torch.Generator().manual_seed(5)
-    shape = (100, 2, 20, 2)
-    each = 0.5 + 0.05 * torch.randn(*shape, 16, generator=random)
-    without = (each.sum(-1, keepdim=True) - each) / 15
+def of_areas(each: Tensor) -> dict[int, dict[str, Any]]:
+    """Rows from areas of each group of sequences, [layer 2 candidate stage group]."""
+    layers, _, count, _, groups = each.shape
     readable = Readable(
-        layers=tuple(range(100)),
-        candidates=tuple(f"c{i}" for i in range(20)),
-        neurons=(24,) * 100,
+        layers=tuple(range(layers)),
+        candidates=tuple(f"c{i}" for i in range(count)),
+        neurons=(24,) * layers,
         areas=each.mean(-1),
-        without=without,
-        used=torch.full(shape[:3], 8.0),
+        without=(each.sum(-1, keepdim=True) - each) / (groups - 1),
+        used=torch.full((layers, 2, count), 8.0),
         reasons={},
     )
     observation = Observation(
         stimulus=labelled(), vocab_size=64, features={"readable": readable}, reasons={}
     )
-    told = table(Evidence(observations={"concepts": observation}))
+    return table(Evidence(observations={"concepts": observation}))
+
+
+def test_what_is_computed_by_chance_is_as_rare_as_three_deviations():
+    """Areas that differ by noise alone, with the noise of their groups of sequences."""
+    random = torch.Generator().manual_seed(5)
+    told = of_areas(0.5 + 0.05 * torch.randn(100, 2, 20, 2, 16, generator=random))
     shares = torch.tensor([told[layer]["computed"] for layer in range(100)])
     assert float(shares.mean()) < 0.003
     assert told[0]["computed_null_sd"] == pytest.approx(math.sqrt(0.00135 / 20), rel=0.5)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "computed"), [(0.3, 0.5, 0.0), (0.7, 0.7, 0.0), (0.5, 0.7, 1.0)]
+)
+def test_computed_is_what_rises_and_is_readable(before, after, computed):
+    random = torch.Generator().manual_seed(6)
+    areas = torch.tensor([before, after])[:, None].expand(1, 2, 4, 2, 16)
+    told = of_areas(areas + 0.01 * torch.randn(1, 2, 4, 2, 16, generator=random))
+    assert told[0]["computed"] == computed
+    assert told[0]["readable_after"] == pytest.approx(after, abs=0.01)
 
 
 def test_a_candidate_that_few_sequences_have_is_left_out():
