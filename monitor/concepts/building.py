@@ -60,7 +60,8 @@ def concept_stimulus(
     vocab_size: int,
     seed: int,
 ) -> Stimulus:
-    """Windows of held-out text and the user's own sequences, with the labels of their tokens.
+    """Windows of held-out text, where functions label them or there is nothing else, and the user's
+    own sequences, with the labels of their tokens.
 
     A quarter of the sequences is for each half of fitting, the others for evaluation: drawn at
     random within each set of sequences, and of texts that are labelled as a whole within each
@@ -77,7 +78,8 @@ def concept_stimulus(
         if isinstance(concept, LabelledTokens)
     ]
     functions = [concept for concept in concepts if isinstance(concept, Concept)]
-    if text is not None:
+    labelled_text = text is not None and (functions or not blocks)
+    if text is not None and labelled_text:
         cut = windows(text, context=context, sequences=text_rows(sequences))
         all_of_it = torch.full((len(cut),), context)
         held_out = _Rows(tokens=cut, length=all_of_it, source=torch.arange(len(cut)), labels={})
@@ -88,7 +90,7 @@ def concept_stimulus(
             "no text whose tokens they could label: pass held-out token ids with text="
         )
     # Windows of the same text could be in both, and then on both sides.
-    for block in blocks[:1] if text is not None else blocks:
+    for block in blocks[:1] if labelled_text else blocks:
         for concept in functions:
             block.labels[concept.name] = _called(concept, block.tokens)
     names = tuple(meanings(concepts))
