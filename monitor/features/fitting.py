@@ -18,6 +18,9 @@ from torch import Tensor
 # be told apart: what is learnt of them then is mostly noise.
 PENALTY = 0.1
 
+# So many directions of noise make 2016 pairs.
+_DRAWS = 64
+
 _MOST_STEPS = 1000
 _CONVERGED = 1e-4
 
@@ -88,12 +91,42 @@ def mass_means(
     covariance: Float[Tensor, "feature feature"],
     count: int,
 ) -> Float[Tensor, "direction feature"]:
-    """The differences of class means times the inverse of the shrunk covariance."""
+    """The differences of class means times the inverse of the shrunk covariance. NaN where that
+    is not finite.
+    """
+    return torch.cholesky_solve(differences.T, _factor(shrunk(covariance, count))).T
+
+
+def noise_dimensions(
+    covariance: Float[Tensor, "feature feature"], count: int
+) -> Float[Tensor, " method"]:
+    """Over how many dimensions the direction is spread that each method finds where labels mean
+    nothing: 1 over the mean squared cosine of two such directions, drawn at random.
+
+    A difference of means then is as likely as any that has the tokens' covariance, and logistic
+    regression, whose weights are small, takes one step towards its optimum.
+    """
+    features = len(covariance)
     tame = shrunk(covariance, count)
+    drawn = torch.randn(_DRAWS, features, generator=torch.Generator().manual_seed(0))
+    means = drawn.to(covariance) @ _factor(tame).T
+    spread = tame.diagonal().clamp(min=0).sqrt()
+    scale = torch.where(spread > 0, 1 / spread, torch.zeros_like(spread))
+    bends = tame * scale * scale[:, None] / 4 + PENALTY * torch.eye(features).to(tame)
+    weights = torch.cholesky_solve((means * scale).T, _factor(bends)).T * scale
+    found = torch.stack([means, mass_means(means, covariance, count), weights])
+    cosines = F.normalize(found, dim=-1) @ F.normalize(found, dim=-1).mT
+    pairs = cosines.square().sum((1, 2)) - _DRAWS
+    return _DRAWS * (_DRAWS - 1) / pairs
+
+
+def _factor(matrix: Float[Tensor, "feature feature"]) -> Float[Tensor, "feature feature"]:
+    """The lower Cholesky factor; NaN where there is none."""
     # Features that never vary, as zeros that training has not touched yet, have nothing to invert.
-    floor = torch.finfo(tame.dtype).eps * tame.diagonal().mean().clamp(min=1e-30)
-    factor = torch.linalg.cholesky(tame + floor * torch.eye(len(tame)).to(tame))
-    return torch.cholesky_solve(differences.T, factor).T
+    floor = torch.finfo(matrix.dtype).eps * matrix.diagonal().mean().clamp(min=1e-30)
+    floored = matrix + floor * torch.eye(len(matrix)).to(matrix)
+    factor, failed = torch.linalg.cholesky_ex(floored)
+    return torch.where(failed == 0, factor, torch.nan)
 
 
 def logistic(
@@ -101,7 +134,7 @@ def logistic(
 ) -> tuple[Float[Tensor, "direction feature"], Float[Tensor, " direction"]]:
     """Weights and intercepts that tell tokens labelled 1 from those labelled -1, all directions at
     once; the least mean loss, with half of `PENALTY` times the squared weights of features scaled
-    to unit variance.
+    to unit variance. NaN where it was not found.
 
     Found by accelerated gradient descent (Nesterov 2004): the problem is strongly convex.
     """
@@ -126,8 +159,11 @@ def logistic(
         moved = ahead - gradient / curvature
         ahead = moved + momentum * (moved - weights)
         weights = moved
-        if step % 20 == 19 and float(gradient.abs().max()) < _CONVERGED:
+        off = gradient.abs().amax(1)
+        # What is not finite will never be.
+        if step % 20 == 19 and not bool((off >= _CONVERGED).any()):
             break
+    weights = torch.where(off < _CONVERGED, weights.T, torch.nan).T
     directions = weights[:, :-1] * scale
     return directions, weights[:, -1] - directions @ mean
 
