@@ -148,9 +148,8 @@ def logistic(
     share /= share.sum(1, keepdim=True).clamp(min=1)
     penalty = torch.full_like(inputs[0], PENALTY)
     penalty[-1] = 1e-3 * PENALTY
-    # The curvature of no direction's loss is larger.
-    curvature = _largest_curvature(inputs, share) + PENALTY
-    momentum = (1 - (PENALTY / curvature) ** 0.5) / (1 + (PENALTY / curvature) ** 0.5)
+    curvature = _largest_curvatures(inputs, share)[:, None] + PENALTY
+    momentum = (1 - (PENALTY / curvature).sqrt()) / (1 + (PENALTY / curvature).sqrt())
     weights = inputs.new_zeros(len(labels), inputs.shape[1])
     ahead = weights
     for step in range(_MOST_STEPS):
@@ -168,18 +167,15 @@ def logistic(
     return directions, weights[:, -1] - directions @ mean
 
 
-def _largest_curvature(
+def _largest_curvatures(
     inputs: Float[Tensor, "token feature"], share: Float[Tensor, "direction token"]
-) -> float:
-    """At least the largest second derivative of any direction's loss, by power iteration."""
-    some = share.amax(0)
-    vector = torch.ones_like(inputs[0]) / len(inputs[0]) ** 0.5
-    length = 0.0
+) -> Float[Tensor, " direction"]:
+    """Of each direction's loss at least the largest second derivative, by power iteration."""
+    vectors = torch.ones_like(share @ inputs)
+    lengths: Tensor = vectors.norm(dim=1)
     for _ in range(20):
-        vector = (inputs @ vector * some) @ inputs
-        length = float(vector.norm())
-        if length == 0:
-            return 0.25
-        vector = vector / length
+        vectors = vectors / lengths.clamp(min=1e-30)[:, None]
+        vectors = (vectors @ inputs.T * share) @ inputs
+        lengths = vectors.norm(dim=1)
     # The loss bends by a quarter at most; the iteration may not have come quite to the end.
-    return 0.25 * 1.2 * length
+    return 0.25 * 1.2 * lengths
