@@ -11,10 +11,12 @@ from monitor.ablating import Stage
 from monitor.evidence import Evidence
 from monitor.probes import (
     ablation,
+    analogies,
     attribution,
     circuit,
     composition,
     copying,
+    geometry,
     heads,
     in_context,
     induction,
@@ -49,6 +51,8 @@ PROBES = (
     Probe(spec=ablation.SPEC, compute=ablation.compute, plan=ablation.plan),
     Probe(spec=heads.SPEC, compute=heads.compute),
     Probe(spec=circuit.SPEC, compute=circuit.compute),
+    Probe(spec=geometry.SPEC, compute=geometry.compute),
+    Probe(spec=analogies.SPEC, compute=analogies.compute),
 )
 
 

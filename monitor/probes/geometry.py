@@ -1,0 +1,254 @@
+"""Geometry: at which angles the directions of concepts lie to each other.
+
+`cosine` is that of the two diff-in-means directions δ (Park et al. 2024, "The Linear Representation
+Hypothesis and the Geometry of Large Language Models"), `cosine_whitened` the same where distances
+are measured in units of how tokens scatter, δᵀΣ⁻¹δ′ / √(δᵀΣ⁻¹δ · δ′ᵀΣ⁻¹δ′) with the mass-mean
+direction as Σ⁻¹δ: a few features of large values, which bring all directions of a stream together,
+do not count for more there, and no linear change of basis matters. Directions drawn at random in d
+dimensions have the cosine 0 with standard deviation 1/√d, and in the mean the absolute cosine
+Γ(d/2) / (√π Γ((d+1)/2)), about √(2/πd): the interference of features that know nothing of each
+other (Elhage et al. 2022, "Toy Models of Superposition").
+
+Half the difference of what the two fitted halves found, ε, is as large as the error of a direction
+found on both. To first order it moves the cosine c of unit directions u, u′ by
+(u′ − cu)·ε/|δ| + (u − cu′)·ε′/|δ′|. One such number is a rough standard error, so its square is
+pooled over the pairs of a layer, in proportion to (1 − c²)(|ε|²/|δ|² + |ε′|²/|δ′|²).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float, Float64, Int8
+from torch import Tensor
+
+from monitor.estimate import jackknife_stderr, left_in
+from monitor.evidence import Evidence, unseen
+from monitor.features.directions import METHODS, Directions
+from monitor.labels import EVALUATION, Labels
+from monitor.record import Dim, Field, ProbeSpec
+
+_NONE = "no concepts were given: pass concepts="
+
+_NOISE = (
+    "Directions found on few tokens are noisy, and noise makes them orthogonal: see "
+    "cosine_disattenuated."
+)
+_OVERLAP = "Two concepts that the same tokens have lie alike whatever the model: see label_overlap."
+
+SPEC = ProbeSpec(
+    name="geometry",
+    help="Angles between the directions of every two concepts in the residual stream.",
+    source="Park et al. 2024, The Linear Representation Hypothesis and the Geometry of Large "
+    "Language Models; Elhage et al. 2022, Toy Models of Superposition",
+    dims=(
+        Dim(
+            name="layer",
+            help="Transformer block after which the stream is read, counted from 0 at the "
+            "embedding; -1 is what enters the first one.",
+        ),
+        Dim(name="concept", help="A concept.", text=True),
+        Dim(name="other", help="Another concept, given after it.", text=True),
+    ),
+    fields=(
+        Field(
+            name="cosine",
+            help="Cosine between the diff-in-means directions.",
+            low=-1,
+            high=1,
+            null="0: random directions",
+            null_sd=True,
+            fooled_by=f"{_OVERLAP} {_NOISE} Where few features have large values all directions "
+            "lie along these, and random labels have cosines as large as 1 / √(participation ratio "
+            "of the stream): see cosine_whitened.",
+        ),
+        Field(
+            name="cosine_disattenuated",
+            help="The same without what noise in the directions takes from it: of the directions "
+            "of different halves, in units of how alike the halves' directions are.",
+            null="0: random directions",
+            null_sd=True,
+            fooled_by=f"{_OVERLAP} It goes beyond 1 where directions are hardly found at all.",
+        ),
+        Field(
+            name="cosine_whitened",
+            help="The same where distances are in units of how far tokens scatter.",
+            low=-1,
+            high=1,
+            null="0: random directions",
+            null_sd=True,
+            fooled_by=f"{_OVERLAP} The covariance is shrunk and, where there are fewer tokens than "
+            "features, hardly known.",
+        ),
+        Field(
+            name="interference",
+            help="Absolute cosine; averaged over the pairs of a layer, its mean interference.",
+            low=0,
+            high=1,
+            null="that of random directions, about √(2 / π features)",
+            null_sd=True,
+            fooled_by=f"{_OVERLAP} Of a small cosine it is in the mean too large, by its error.",
+        ),
+        Field(
+            name="label_overlap",
+            help="Correlation (φ) of the two concepts' labels, on the tokens where both count.",
+            low=-1,
+            high=1,
+            null="0: independent labels",
+            fooled_by="Labels are balanced by leaving tokens out, so rare concepts may have few "
+            "tokens in common with others.",
+        ),
+    ),
+    needs=(("concepts", "directions"),),
+)
+
+
+def compute(evidence: Evidence) -> dict[str, Any]:
+    """One row a layer and pair of concepts, from the directions on `concepts`."""
+    directions, why = evidence.collected("directions")
+    if directions is None:
+        return unseen(SPEC, why)
+    names = directions.names
+    if len(names) < 2:
+        return unseen(SPEC, _NONE if not names else f"only {names[0]!r} was given: pass another")
+    labels = evidence.observations["concepts"].stimulus.labels
+    if labels is None:
+        return unseen(SPEC, "the stimulus has no labels")
+    pairs = list(itertools.combinations(range(len(names)), 2))
+    n = int((labels.split != EVALUATION).sum())
+    overlaps = [_overlap(labels, names[one], names[other]) for one, other in pairs]
+    columns: dict[str, list[Any]] = {
+        name: [] for name in ("layer", "concept", "other", "n", "validity", *_VALUES)
+    }
+    for place, layer in enumerate(directions.layers):
+        cosines, found = _angles(directions, place)
+        for (one, other), overlap in zip(pairs, overlaps, strict=True):
+            lost = [names[concept] for concept in (one, other) if not found[concept]]
+            row: dict[str, Any] = {**dict.fromkeys(_VALUES), **overlap}
+            if not lost:
+                row |= {name: values[one, other].item() for name, values in cosines.items()}
+                row |= _nulls(directions.vectors.shape[-1])
+            row |= {"layer": layer, "concept": names[one], "other": names[other], "n": n}
+            row["validity"] = f"no direction of {lost[0]!r}: too few tokens" if lost else "ok"
+            for column, value in row.items():
+                columns[column].append(value)
+    return {name: [_number(value) for value in values] for name, values in columns.items()}
+
+
+_VALUES = tuple(column for field in SPEC.fields for column in field.columns)
+
+
+def _number(value: Any) -> Any:
+    """What there is no number for is None."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _nulls(features: int) -> dict[str, float]:
+    """Of random directions: the density of their cosine is (1 − c²)^((d−3)/2)."""
+    log_mean = math.lgamma(features / 2) - math.lgamma((features + 1) / 2)
+    mean = math.exp(log_mean) / math.sqrt(math.pi)
+    nulls = {"interference_null": mean, "label_overlap_null": 0.0}
+    nulls["interference_null_sd"] = math.sqrt(max(0.0, 1 / features - mean**2))
+    for field in ("cosine", "cosine_disattenuated", "cosine_whitened"):
+        nulls |= {f"{field}_null": 0.0, f"{field}_null_sd": 1 / math.sqrt(features)}
+    return nulls
+
+
+def _angles(
+    directions: Directions, place: int
+) -> tuple[dict[str, Float64[Tensor, "concept concept"]], list[bool]]:
+    """The columns of a layer for every two concepts, and which concepts have a direction."""
+    vectors = directions.vectors[place].double()
+    halves = directions.halves[:, place].double()
+    diff, mass = METHODS.index("diff_in_means"), METHODS.index("mass_mean")
+    plain = [vectors[:, diff], *halves[:, :, diff]]
+    whitened = [vectors[:, mass], *halves[:, :, mass]]
+    lengths = (plain[0] * plain[0]).sum(-1).minimum((plain[0] * whitened[0]).sum(-1))
+    cosine, stderr, disattenuated, inflation = _cosines(plain, plain)
+    in_scatter, in_scatter_stderr, _, _ = _cosines(plain, whitened)
+    columns = {
+        "cosine": cosine,
+        "cosine_stderr": stderr,
+        "cosine_disattenuated": disattenuated,
+        "cosine_disattenuated_stderr": stderr * inflation,
+        "cosine_whitened": in_scatter,
+        "cosine_whitened_stderr": in_scatter_stderr,
+        "interference": cosine.abs(),
+        "interference_stderr": stderr,
+    }
+    return columns, (lengths > 0).tolist()
+
+
+def _cosines(
+    vectors: list[Float64[Tensor, "concept feature"]],
+    duals: list[Float64[Tensor, "concept feature"]],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of each two concepts the cosine, its standard error, the disattenuated cosine, and how much
+    larger that is; from what was found on all fitted tokens and on each half. A vector's inner
+    product with another is that with the other's dual.
+    """
+    products = _symmetric(vectors[0] @ duals[0].T)
+    length = products.diagonal().sqrt()
+    lengths = length[:, None] * length
+    cosines = (products / lengths).clamp(-1, 1)
+    error = (vectors[1] - vectors[2]) / 2
+    dual_error = (duals[1] - duals[2]) / 2
+    moved = error @ duals[0].T
+    own = moved.diagonal() / length.square()
+    moves = (moved + moved.T) / lengths - cosines * (own[:, None] + own)
+    size = (error * dual_error).sum(-1).abs() / length.square()
+    scale = (1 - cosines.square()) * (size[:, None] + size)
+    known = torch.ones_like(scale).triu(1).bool() & scale.isfinite() & moves.isfinite()
+    pooled = moves[known].square().sum() / scale[known].sum()
+    between = _symmetric(vectors[1] @ duals[2].T)
+    alike = between.diagonal()
+    # Halves that disagree leave nothing to correct with.
+    reliable = torch.where(alike > 0, alike, torch.nan).sqrt()
+    corrected = between / (reliable[:, None] * reliable)
+    return (
+        cosines,
+        (pooled * scale).clamp(min=0).sqrt(),
+        corrected,
+        lengths / (reliable[:, None] * reliable),
+    )
+
+
+def _symmetric(products: Float64[Tensor, "concept concept"]) -> Float64[Tensor, "concept concept"]:
+    """One product of the two that rounding, or a dual of another half, makes different."""
+    return (products + products.T) / 2
+
+
+def _overlap(labels: Labels, concept: str, other: str) -> Mapping[str, float | None]:
+    """φ of two concepts' labels, with its jackknife over groups of sequences; None where the tokens
+    on which both count all have, or all lack, one of them.
+    """
+    one, two = (labels.values[labels.names.index(name)] for name in (concept, other))
+    counts = _table(one * labels.used, two * labels.used)
+    kept = left_in(len(counts)).double()
+    phi = _phi(counts.sum(0))
+    if not bool(phi.isfinite()):
+        return {"label_overlap": None, "label_overlap_stderr": None}
+    without = _phi(torch.einsum("gb,bij->gij", kept, counts))
+    stderr = jackknife_stderr(without[without.isfinite()]) if bool(without.isfinite().any()) else 0
+    return {"label_overlap": phi.item(), "label_overlap_stderr": float(stderr)}
+
+
+def _table(
+    one: Int8[Tensor, "batch position"], two: Int8[Tensor, "batch position"]
+) -> Float64[Tensor, "batch side other_side"]:
+    """How many tokens of each sequence have or lack the one and the other."""
+    rows = [
+        torch.stack([((one == side) & (two == beside)).sum(1) for beside in (1, -1)], dim=1)
+        for side in (1, -1)
+    ]
+    return torch.stack(rows, dim=1).double()
+
+
+def _phi(table: Float[Tensor, "*left_out side other_side"]) -> Float[Tensor, "*left_out"]:
+    (both, first), (second, neither) = ((row[..., 0], row[..., 1]) for row in table.unbind(-2))
+    margins = (both + first) * (second + neither) * (both + second) * (first + neither)
+    return (both * neither - first * second) / margins.sqrt()
