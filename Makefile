@@ -12,7 +12,7 @@ demo: $(READY)
 
 test: $(READY) lint
 	./tests/install_components
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

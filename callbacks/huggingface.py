@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
+from collections.abc import Sequence
 from typing import Any
 
 from transformers import TrainerCallback
 
 from callbacks.watching import HeldOut, Watching
+from monitor.concepts import from_tokenizer
+
+_log = logging.getLogger("phasewatch")
 
 # Under this name a checkpoint keeps what belongs to us, among the states of the other callbacks.
 _KEY = "phasewatch"
@@ -25,6 +30,9 @@ class TrainingDynamics(Watching, TrainerCallback):
             new one.
         text: held-out token ids [sequence, position], or a DataLoader of them; default: taken from
             the evaluation data, else from the training data.
+        concepts: what tokens may have or lack; default: what the Trainer's tokenizer (its
+            `processing_class`) says of its tokens, as `monitor.concepts.from_tokenizer` does; an
+            empty list: none.
         model: where the language model is in the Trainer's model; default: the one module in it
             that maps token ids to logits.
 
@@ -89,6 +97,19 @@ class TrainingDynamics(Watching, TrainerCallback):
                 },
             )
         self._count(batch)
+
+    def _default_concepts(self) -> Sequence[Any]:
+        """Those of the Trainer's tokenizer, where it has one."""
+        tokenizer = getattr(self._trainer, "processing_class", None)
+        # What processes images or sounds may have a tokenizer too.
+        tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+        if tokenizer is None:
+            return ()
+        try:
+            return from_tokenizer(tokenizer)
+        except Exception as error:
+            _log.info("no concepts from %s: %s", type(tokenizer).__name__, error)
+            return ()
 
     def _let_go(self) -> None:
         """Ends the attempt that is under way, and gives the Trainer its own step back."""

@@ -36,6 +36,9 @@ class TrainingDynamics(Watching, *_callback_classes()):  # type: ignore[misc]  #
         probes: names of probes, or `probe.field` for single fields; default: all.
         text: held-out token ids [sequence, position], or a DataLoader of them; default: taken from
             the validation data, else from the first training batch as it passes.
+        concepts: what tokens may have or lack, a list of `monitor.concepts.Concept`,
+            `labelled_texts`, `labelled_tokens`, `python_source` and what `from_tokenizer` returns:
+            probes say where in the model these are found. Functions label `text`. Default: none.
         schedule: None: steps 0, 1, 2, 4, … 512, then every 1,000; a number: every so many steps; a
             list: exactly those steps.
         overhead: the share of the training time that measuring may take. Where the schedule would
@@ -50,7 +53,7 @@ class TrainingDynamics(Watching, *_callback_classes()):  # type: ignore[misc]  #
             their classes to functions; see `monitor.measure.measure`.
         metrics_port: the next free port is used where it is taken; None: no metrics are served.
         metrics_address: loopback unless you say otherwise.
-        seed: of the random tokens on which is measured.
+        seed: of what is drawn at random: the tokens of stimuli, and which of the text is for what.
         context: positions per stimulus; default: the model's maximum, at most 256.
         sequences: sequences per stimulus, and so the `n` of every estimate.
         sinks: where measurements go besides tables and metrics.

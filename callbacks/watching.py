@@ -18,6 +18,7 @@ from callbacks.schedule import Schedule
 from callbacks.tokens import TokenCount, tokens_in, tokens_of_loader
 from monitor.adapters import ModuleAdapter, check_adapters
 from monitor.anatomy import LanguageModel, find_language_model
+from monitor.concepts import check_concepts, text_rows
 from monitor.measure import Monitor
 from monitor.probes import select, with_read
 from monitor.ranks import LostError, Ranks, check_alike
@@ -52,6 +53,7 @@ class Watching:
         run: str | None = None,
         probes: list[str] | None = None,
         text: Any = None,
+        concepts: Sequence[Any] | None = None,
         schedule: int | list[int] | None = None,
         overhead: float | None = 0.02,
         model: str | Callable[[nn.Module], nn.Module] | None = None,
@@ -74,6 +76,7 @@ class Watching:
         self._root = Path(root)
         self._run = run
         self._text = text
+        self._concepts = None if concepts is None else check_concepts(concepts)
         self._schedule = Schedule.of(schedule)
         self._overhead = check_overhead(overhead)
         self._model = model
@@ -128,6 +131,7 @@ class Watching:
             None if dry else self._root,
             run=self._run or (resumed or {}).get("run"),
             text=text,
+            concepts=self._chosen_concepts(text),
             resumed_from=step if resumed else None,
             metrics_port=None if dry else self._port,
             config={
@@ -237,7 +241,7 @@ class Watching:
         """Held-out token ids, and where they are from."""
         if isinstance(self._text, Tensor):
             return self._text, "text="
-        sequences = self._measuring["sequences"]
+        sequences = text_rows(self._measuring["sequences"])
         with untouched(model.module):
             if self._text is not None:
                 tokens = tokens_of_loader(self._text, sequences=sequences)
@@ -266,6 +270,16 @@ class Watching:
             type(batch).__name__,
         )
         return None, "none"
+
+    def _chosen_concepts(self, text: Tensor | None) -> Sequence[Any]:
+        """The concepts to look for, of which the first process alone needs to know."""
+        if self._concepts is not None or text is None or not self._ranks.first:
+            return self._concepts or ()
+        return self._default_concepts()
+
+    def _default_concepts(self) -> Sequence[Any]:
+        """The concepts to look for in text where the user names none."""
+        return ()
 
     def _usable(self, take: Callable[[], Tensor | None], model: LanguageModel) -> Tensor | None:
         """What `take` finds where it can serve as text: data may hold matrices of other things."""

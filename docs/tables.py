@@ -19,7 +19,7 @@ then the dimensions, then for each field the value, `<field>_stderr` (its standa
 sequences), `<field>_null` (what it would be without structure) and, for what is computed from
 weights and not from a sample, `<field>_null_sd` (how far the null scatters), then `n` (the number
 of independent sequences) and `validity` (`ok`, or why the row cannot be interpreted). Every column
-of a field is also a metric, named as below, except for fields per position and those of words.
+of a field is also a metric, named as below, except for those that are lists or words.
 """
 
 _RECORDS = """\
@@ -33,7 +33,9 @@ _RECORDS = """\
   processes these are the first one's. They are brought up to date with a measurement, at most every
   ten seconds, and at the end.
 - `stimuli`: a row for each sequence on which is measured: `stimulus`, `sequence`, `period` (-1: not
-  repeated) and `token_ids`.
+  repeated) and `token_ids`; of labelled sequences `split` (0 and 1: what is fitted is fitted on
+  these two halves; 2: held out from that), `length` (how many tokens are no padding) and `labels`
+  (by concept 1, -1 or 0 for each token: it has it, has it not, does not count).
 - `failures`: a row for each probe or sink that raised: `step`, `tokens`, `time`, `attempt`, `part`,
   `error` and `traceback`.
 

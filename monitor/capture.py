@@ -131,7 +131,7 @@ def observe(
     kinds = [kind for kind, on in asked.items() if on]
     if parts is None and kinds:
         raise ValueError(
-            f"{', '.join(kinds)}: expected parts= too, as find_parts(model) gives them"
+            f"parts=None: expected what find_parts(model) gives, to see {', '.join(kinds)}"
         )
     batch, positions = stimulus.tokens.shape
     at_once = batch

@@ -70,19 +70,18 @@ class Interventions:
                 self._own[name] = start, self.stimuli[name].rows(start, stop, cpu).tokens
 
     def computed(
-        self, probe: Probe, evidence: Evidence, broken: Mapping[str, Exception]
+        self, probe: Probe, evidence: Evidence, broken: Exception | None = None
     ) -> Columns | None:
         """A probe's columns, on the first process; None where there is no time for what it plans.
 
-        All processes call this for probes that plan, the first one for the others. Raises what
-        broke the passes and the probes that it needs.
+        All processes call this for probes that plan, the first one for the others. Raises `broken`,
+        by which a pass or a probe that this one needs was broken on that process.
         """
         planning = probe.plan
 
         def check() -> None:
-            for name in [*(stimulus for stimulus, _ in probe.spec.needs), *probe.spec.reads]:
-                if name in broken:
-                    raise broken[name]
+            if broken is not None:
+                raise broken
 
         if planning is None:
             check()

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from monitor.adapters import ModuleAdapter, check_adapters
 from monitor.anatomy import LanguageModel, find_language_model
 from monitor.attempt import attempt_row, new_run_name, with_cost
+from monitor.concepts import Concept, LabelledTokens, meanings
 from monitor.probes import Probe, select
 from monitor.ranks import Ranks, check_alike, is_sharded
 from monitor.record import MOMENT, Failure, Measurement, Moment, check_run_name
@@ -43,6 +44,7 @@ def measure(
     vocab_size: int | None = None,
     probes: Sequence[str] | None = None,
     text: Tensor | None = None,
+    concepts: Sequence[Concept | LabelledTokens] | None = None,
     context: int | None = None,
     sequences: int = 16,
     seed: int = 0,
@@ -57,9 +59,12 @@ def measure(
         vocab_size: number of token ids to draw from; default: the model's own.
         probes: names of probes, or `probe.field` for single fields; default: all.
         text: held-out token ids [sequence, position]; without it, what needs text is missing.
+        concepts: what tokens may have or lack, a list of `monitor.concepts.Concept`,
+            `labelled_texts`, `labelled_tokens`, `python_source` and what `from_tokenizer` returns:
+            probes say where in the model these are found. Functions label `text`.
         context: positions per stimulus; default: the model's maximum, at most 256.
         sequences: sequences per stimulus, and so the `n` of every estimate.
-        seed: of the random tokens.
+        seed: of what is drawn at random: the tokens of stimuli, and which of the text is for what.
         adapters: how to read the attention of modules that compute it in a way of their own: from
             their classes to functions `read(module, args, kwargs, output)`, called after each
             forward, that return a `monitor.attention.Pattern` or `SelfAttention`.
@@ -76,7 +81,9 @@ def measure(
     """
     chosen = select(probes)
     found = _find(model, vocab_size, adapters)
-    options = StimulusOptions(text=text, context=context, sequences=sequences, seed=seed)
+    options = StimulusOptions(
+        text=text, concepts=concepts, context=context, sequences=sequences, seed=seed
+    )
     subject = Subject.new(model, found, chosen, options)
     moment = Moment(run="", attempt=1, step=0, tokens=None, time=datetime.now(UTC))
     measurement = subject.measure(chosen, moment, seconds=seconds)
@@ -125,6 +132,7 @@ class Monitor:
         run: str | None = None,
         probes: Sequence[str] | None = None,
         text: Tensor | None = None,
+        concepts: Sequence[Concept | LabelledTokens] | None = None,
         vocab_size: int | None = None,
         context: int | None = None,
         sequences: int = 16,
@@ -142,7 +150,9 @@ class Monitor:
 
         def checked() -> tuple[StimulusOptions, tuple[Probe, ...], dict[Any, ModuleAdapter]]:
             check_port(metrics_port)
-            options = StimulusOptions(text=text, context=context, sequences=sequences, seed=seed)
+            options = StimulusOptions(
+                text=text, concepts=concepts, context=context, sequences=sequences, seed=seed
+            )
             return options, select(probes), check_adapters(adapters)
 
         self._options, self._probes, self._adapters = self._ranks.agree(checked)
@@ -319,10 +329,18 @@ class Monitor:
                 "model": type(subject.model.module).__name__,
                 "vocab_size": subject.model.vocab_size,
                 "stimuli": {k: list(s.tokens.shape) for k, s in subject.stimuli.items()},
+                "concepts": self._meanings(subject),
                 **self._config,
             },
         )
         store.put("attempts", self.attempt, self._attempt)
+
+    def _meanings(self, subject: Subject) -> dict[str, str]:
+        """By the name of each concept that is looked for, what it is, as far as the user says."""
+        stimulus = subject.stimuli.get("concepts")
+        labels = None if stimulus is None else stimulus.labels
+        said = meanings(self._options.concepts)
+        return {name: said.get(name, "") for name in (labels.names if labels else ())}
 
     def _write_cost(self) -> None:
         """Brings the attempt's row up to date; what fails now is written the next time."""

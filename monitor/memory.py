@@ -24,9 +24,9 @@ from monitor.parts import Parts
 class Memory:
     """What one measurement of a model leaves to the next: its parts, and what was observed.
 
-    `spending` is what interventions take. Of what was observed only the residual stream is kept, on
-    text or else on repeated tokens: shifted and turned into no more dimensions than there are
-    tokens, which leaves the distances between them.
+    `spending` is what interventions take. Of what was observed the residual stream is kept, on text
+    or else on repeated tokens: shifted and turned into no more dimensions than there are tokens,
+    which leaves the distances between them; and the directions of concepts.
     """
 
     parts: Parts | None = None
@@ -37,17 +37,33 @@ class Memory:
 
     def keep(self, observations: Mapping[str, Observation]) -> None:
         """Keeps what the next measurement compares itself with. What is not finite is not kept."""
-        for name in ("text", "repeated"):
-            seen = observations.get(name)
-            if seen is None or seen.stream is None:
-                continue
-            if seen.stream.rows.isfinite().all():
-                stimulus = dataclasses.replace(seen.stimulus, targets={})
-                stream = dataclasses.replace(seen.stream, rows=_turned(seen.stream.rows))
-                kept = Observation(stimulus=stimulus, vocab_size=seen.vocab_size, stream=stream)
-                self.previous = {name: kept}
-                self.first = self.first or self.previous
-            return
+        kept = _stream(observations) | _directions(observations)
+        self.previous = {**self.previous, **kept}
+        self.first = {**kept, **self.first}
+
+
+def _stream(observations: Mapping[str, Observation]) -> dict[str, Observation]:
+    for name in ("text", "repeated"):
+        seen = observations.get(name)
+        if seen is None or seen.stream is None:
+            continue
+        if not seen.stream.rows.isfinite().all():
+            break
+        stimulus = dataclasses.replace(seen.stimulus, targets={})
+        stream = dataclasses.replace(seen.stream, rows=_turned(seen.stream.rows))
+        return {name: Observation(stimulus=stimulus, vocab_size=seen.vocab_size, stream=stream)}
+    return {}
+
+
+def _directions(observations: Mapping[str, Observation]) -> dict[str, Observation]:
+    return {
+        name: dataclasses.replace(
+            seen, features={"directions": dataclasses.replace(directions, counts=None)}
+        )
+        for name, seen in observations.items()
+        if (directions := seen.features.get("directions")) is not None
+        and directions.thresholds[:, ~directions.too_few].isfinite().all()
+    }
 
 
 def _turned(

@@ -332,7 +332,8 @@ class Measurement:
 
 def _array(values: Any, kind: pa.DataType) -> pa.Array:
     if pa.types.is_list(kind):
-        return pa.array([_array(row, kind.value_type).to_pylist() for row in values], type=kind)
+        rows = [None if row is None else _array(row, kind.value_type).to_pylist() for row in values]
+        return pa.array(rows, type=kind)
     if pa.types.is_string(kind):
         return pa.array(values, type=kind)
     numbers, measured = _numbers(values)

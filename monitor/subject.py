@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from monitor.anatomy import LanguageModel
 from monitor.attention import LayerAttention
 from monitor.capture import NoAttentionError, Observation, observe, observe_features
+from monitor.concepts import Concept, LabelledTokens, check_concepts, concept_stimulus
 from monitor.evidence import Evidence
 from monitor.features import COLLECTORS
 from monitor.intervening import STIMULI, Interventions
@@ -55,11 +56,13 @@ class StimulusOptions:
     """What a user may say about the stimuli; `monitor.measure.measure` says what each means."""
 
     text: Tensor | None = None
+    concepts: Sequence[Concept | LabelledTokens] | None = None
     context: int | None = None
     sequences: int = 16
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_concepts(self.concepts)
         if self.text is not None:
             check_text(self.text)
         for name, least in (("context", 1), ("sequences", 2), ("seed", 0)):
@@ -185,22 +188,25 @@ class Subject:
             observed=sum(observing.get(name, 0.0) for name in STIMULI),
         )
         readings, failures = [], []
+        failed: dict[str, Exception] = {}
         for probe in probes:
             # What runs the model is done by all processes, the rest by the first.
             if not (ranks.first or probe.plan):
                 continue
             name = probe.spec.name
+            missing = [broken[stimulus] for stimulus, _ in probe.spec.needs if stimulus in broken]
+            missing += [failed[read] for read in probe.spec.reads if read in failed]
             begun = time.perf_counter()
             try:
                 with exact(self.model.device.type):
-                    columns = interventions.computed(probe, evidence, broken)
+                    columns = interventions.computed(probe, evidence, *missing[:1])
                 if columns is not None:
                     tables = {**evidence.tables, name: columns}
                     evidence = dataclasses.replace(evidence, tables=tables)
                     if name in chosen:
                         readings.append(Reading.build(probe.spec, moment, columns))
             except Exception as error:
-                broken[name] = error
+                failed[name] = error
                 if name in chosen and ranks.first:
                     failures.append(Failure.of(name, error))
             spent[name] += time.perf_counter() - begun
@@ -372,9 +378,19 @@ def _build_stimuli(
             seed=options.seed,
         )
     }
+    text, concepts = None, check_concepts(options.concepts)
     if options.text is not None:
-        tokens = check_text(options.text, vocab_size=model.vocab_size)
-        tokens = windows(tokens, context=context, sequences=options.sequences)
+        text = check_text(options.text, vocab_size=model.vocab_size)
+        tokens = windows(text, context=context, sequences=options.sequences)
         stimuli["text"] = text_stimulus(tokens)
         stimuli["text_tail"] = text_tail(stimuli["text"])
+    if text is not None or concepts:
+        stimuli["concepts"] = concept_stimulus(
+            concepts,
+            text=text,
+            context=context,
+            sequences=options.sequences,
+            vocab_size=model.vocab_size,
+            seed=options.seed,
+        )
     return stimuli

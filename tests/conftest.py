@@ -1,6 +1,9 @@
-"""Tensor shapes in `monitor` are checked while the tests run, and torch keeps to one core."""
+"""Tensor shapes in `monitor` are checked while the tests run, and torch keeps to one core, also in
+the processes that tests start.
+"""
 
 import functools
+import os
 import random
 
 import jaxtyping
@@ -31,6 +34,8 @@ SHAPED = (
     "adapters.flex",
     "attention",
     "capture",
+    "concepts.building",
+    "concepts.vocabulary",
     "estimate",
     "evidence",
     "features",
@@ -47,3 +52,4 @@ SHAPED = (
 jaxtyping.install_import_hook([f"monitor.{name}" for name in SHAPED], "tests.conftest.checked")
 
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"

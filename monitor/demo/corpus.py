@@ -30,11 +30,13 @@ _CHARACTERS_PER_FILE = 20_000
 class Corpus:
     """Text as tokens, split by file.
 
-    `train` and `held_out` are int64 tensors of shape [token]: one file after the other.
+    `train` and `held_out` are int64 tensors of shape [token]: one file after the other;
+    `held_out_texts` are the held-out files, as far as they are read.
     """
 
     train: Tensor
     held_out: Tensor
+    held_out_texts: tuple[str, ...]
     tokenizer: Tokenizer
 
 
@@ -70,6 +72,7 @@ def load(vocabulary: int = 512) -> Corpus:
     return Corpus(
         train=_encode(tokenizer, train),
         held_out=_encode(tokenizer, held_out),
+        held_out_texts=tuple(held_out),
         tokenizer=tokenizer,
     )
 

@@ -8,11 +8,32 @@ from collections.abc import Callable, Mapping
 
 from monitor.features.analogies import WordProductsCollector
 from monitor.features.collecting import Chunk, Collector, collect
+from monitor.features.directions import (
+    FEWEST,
+    METHODS,
+    NO_CONCEPTS,
+    Directions,
+    DirectionsCollector,
+)
+from monitor.features.readable import ReadableCollector
+from monitor.features.sparse import SparseCollector
 from monitor.parts import Parts
 from monitor.stimuli import Stimulus
 
 COLLECTORS: Mapping[str, Callable[[Parts, Stimulus], Collector]] = {
     "analogies": WordProductsCollector,
+    "directions": DirectionsCollector,
+    "sparse": SparseCollector,
+    "readable": ReadableCollector,
 }
 
-__all__ = ["COLLECTORS", "Chunk", "Collector", "collect"]
+__all__ = [
+    "COLLECTORS",
+    "FEWEST",
+    "METHODS",
+    "NO_CONCEPTS",
+    "Chunk",
+    "Collector",
+    "Directions",
+    "collect",
+]

@@ -11,8 +11,6 @@ Shapes: `head` query heads of `head_feature` numbers; `feature` of the residual 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -20,55 +18,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from monitor.parts.blocks import Block, Parts, Projection
+from monitor.parts.norms import LinearNorm, NotANormError, precise
 
-# Beside numbers of this size the small one that norms add to a variance is less than the rounding.
-_LARGE, _ROUNDING = 16.0, 1e-6
-_SEED = 2
 _POST_NORM = "the block norms its stream after every write: nothing of it is read as it was written"
 
 
 class NotFoldedError(Exception):
     """Why there is no matrix by which a part reads or writes the stream."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Gain:
-    """A norm, but for its bias and the positive number by which it divides each position: what is
-    left is linear.
-    """
-
-    weight: Float[Tensor, " feature"]
-    centred: bool
-
-    @classmethod
-    def of(cls, norm: Callable[[Tensor], Tensor], like: Float[Tensor, " feature"]) -> Gain:
-        """Reads it off what `norm` makes of tensors of the size, kind and place of `like`.
-
-        Raises `NotFoldedError` where it is no norm, and what `norm` raises.
-        """
-        random = torch.Generator().manual_seed(_SEED)
-        drawn = _LARGE * (1 + torch.randn(4, len(like), generator=random)).to(like)
-        signs = _LARGE * torch.ones_like(like)
-        signs[1::2] *= -1
-        made = norm(torch.stack([*drawn, *(2 * drawn), drawn[0] + 2 * _LARGE, signs, -signs]))
-        eps = torch.finfo(like.dtype).eps
-        centred = _close(made[8], made[0], eps)
-        up, down = _precise(made[-2:])
-        weight = (up - down) / 2 / _normed(_precise(signs), centred=centred)
-        expected = weight * _normed(_precise(drawn), centred=centred) + (up + down) / 2
-        if not (_close(made[:4], expected, eps) and _close(made[4:8], expected, eps)):
-            raise NotFoldedError("what reads the stream does so through something that is no norm")
-        return cls(weight=weight, centred=centred)
-
-    def written(self, rows: Float[Tensor, "*shape feature"]) -> Float[Tensor, "*shape feature"]:
-        """What of rows that it reads it passes on."""
-        return _mean_taken_off(rows, -1, take=self.centred) * self.weight
-
-    def read(
-        self, columns: Float[Tensor, "*shape feature column"]
-    ) -> Float[Tensor, "*shape feature column"]:
-        """The matrix by which it is read what `columns` reads of what it makes."""
-        return _mean_taken_off(columns * self.weight[:, None], -2, take=self.centred)
 
 
 def reading(
@@ -87,11 +43,12 @@ def reading(
         raise NotFoldedError(_POST_NORM)
     if "attention_norm" in block.reasons:
         raise NotFoldedError(_why(block, "attention_norm"))
-    folded = projection.scale * _precise(weights)
+    folded = projection.scale * precise(weights)
     if projection.norm is not None and projection.norm_columns is not None:
         folded = _normed_heads(parts, projection.norm, projection.norm_columns, folded, weights)
-    gain = _gain(parts, block.attention_norm, weights[0, :, 0])
-    return folded if gain is None else gain.read(folded)
+    if block.attention_norm is None:
+        return folded
+    return _norm(parts, block.attention_norm, weights[0, :, 0]).read(folded.mT).mT
 
 
 def writing(parts: Parts, block: Block) -> Float[Tensor, "head head_feature feature"]:
@@ -106,9 +63,8 @@ def writing(parts: Parts, block: Block) -> Float[Tensor, "head head_feature feat
         raise NotFoldedError(_why(block, "mixing"))
     if block.stream_norms is not None:
         raise NotFoldedError(_POST_NORM)
-    gain = _gain(parts, write.norm, weights[0, 0])
-    folded = write.scale * _precise(weights)
-    return folded if gain is None else gain.written(folded)
+    folded = write.scale * precise(weights)
+    return folded if write.norm is None else _norm(parts, write.norm, weights[0, 0]).written(folded)
 
 
 def embedded(parts: Parts, ids: Int[Tensor, " token"]) -> Float[Tensor, "token feature"]:
@@ -119,20 +75,20 @@ def embedded(parts: Parts, ids: Int[Tensor, " token"]) -> Float[Tensor, "token f
     if parts.embedding_map is None:
         raise NotFoldedError(f"embedding: {parts.reasons.get('embedding', 'not found')}")
     rows = parts.embedding_scale * parts.embedding_map.read()[0][ids]
-    return _precise(parts.apply(parts.embedding_norm, rows))
+    return precise(parts.apply(parts.embedding_norm, rows))
 
 
 def unembedded(parts: Parts, ids: Int[Tensor, " token"]) -> Float[Tensor, "token feature"]:
-    """What tokens' logits read of what the final norm makes, which `final_gain` folds.
+    """What tokens' logits read of what the final norm makes, which `final_norm` folds.
 
     Raises `NotFoldedError` where that is not known.
     """
     if parts.unembedding_map is None:
         raise NotFoldedError(f"unembedding: {parts.reasons.get('unembedding', 'not found')}")
-    return parts.logit_scale * _precise(parts.unembedding_map.read()[0][ids])
+    return parts.logit_scale * precise(parts.unembedding_map.read()[0][ids])
 
 
-def final_gain(parts: Parts) -> Gain | None:
+def final_norm(parts: Parts) -> LinearNorm | None:
     """The norm before the unembedding; None where there is none.
 
     Raises `NotFoldedError` where it is not known, or is no norm.
@@ -140,15 +96,15 @@ def final_gain(parts: Parts) -> Gain | None:
     if parts.unembedding_map is None or "final_norm" in parts.reasons:
         name = "unembedding" if parts.unembedding_map is None else "final_norm"
         raise NotFoldedError(f"{name}: {parts.reasons.get(name, 'not found')}")
-    return _gain(parts, parts.final_norm, parts.unembedding_map.read()[0][0])
-
-
-def _gain(parts: Parts, path: str | None, like: Tensor) -> Gain | None:
-    if path is None:
+    if parts.final_norm is None:
         return None
+    return _norm(parts, parts.final_norm, parts.unembedding_map.read()[0][0])
+
+
+def _norm(parts: Parts, path: str, like: Tensor) -> LinearNorm:
     try:
-        return Gain.of(lambda rows: parts.apply(path, rows[None])[0], like)
-    except NotFoldedError as error:
+        return LinearNorm.of(lambda rows: parts.apply(path, rows[None])[0], like)
+    except NotANormError as error:
         raise NotFoldedError(f"{path}: {error}") from None
 
 
@@ -163,34 +119,17 @@ def _normed_heads(
     each = len(weights) // len(columns)
     for size in (columns.shape[1], int(columns.max()) + 1):
         try:
-            gain = Gain.of(lambda rows: parts.apply(path, rows[None])[0], like.new_zeros(size))
+            norm = _norm(parts, path, like.new_zeros(size))
         except RuntimeError:
             continue
-        if size > columns.shape[1] and gain.centred:
+        if size > columns.shape[1] and norm.centred:
             raise NotFoldedError(f"{path}: it takes a mean over all heads off each of them")
-        inside = (columns % size).to(gain.weight.device)
-        whole = Gain(weight=gain.weight.new_ones(columns.shape[1]), centred=gain.centred)
-        return whole.written(weights) * gain.weight[inside].repeat_interleave(each, 0)[:, None]
+        inside = (columns % size).to(norm.gain.device)
+        ones = norm.gain.new_ones(columns.shape[1])
+        whole = LinearNorm(gain=ones, bias=torch.zeros_like(ones), centred=norm.centred)
+        return whole.written(weights) * norm.gain[inside].repeat_interleave(each, 0)[:, None]
     raise NotFoldedError(f"{path}: it norms neither single heads nor all of them together")
 
 
 def _why(block: Block, name: str) -> str:
     return f"{name} of {block.path}: {block.reasons.get(name, 'not found')}"
-
-
-def _precise(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-def _mean_taken_off(tensor: Tensor, axis: int, *, take: bool) -> Tensor:
-    return tensor - tensor.mean(axis, keepdim=True) if take else tensor
-
-
-def _normed(rows: Tensor, *, centred: bool) -> Tensor:
-    rows = _mean_taken_off(rows, -1, take=centred)
-    return rows / rows.square().mean(-1, keepdim=True).sqrt()
-
-
-def _close(one: Tensor, other: Tensor, eps: float) -> bool:
-    apart = float((one.double() - other.double()).abs().max())
-    return apart <= max(8 * eps, _ROUNDING) * float(other.abs().max())

@@ -242,7 +242,7 @@ class _Search:
         stream = self.before.rows
         for name, one in zip(("attention_write", "mlp_write"), best[1], strict=True):
             if one is None:
-                self.reasons[name] = f"the block adds nothing that is no {name.split('_')[0]}'s"
+                self.reasons[name] = f"it adds nothing of an {name.split('_')[0]}'s to its stream"
                 continue
             scale = scales_left.pop(0)
             self.found[name] = Write(tap=one.added.tap, scale=scale, norm=one.norm)

@@ -15,13 +15,17 @@ from monitor.probes import (
     attribution,
     circuit,
     composition,
+    concepts,
     copying,
+    directions,
     geometry,
     heads,
     in_context,
     induction,
     logit_lens,
     residual,
+    sparse_probing,
+    superposition,
 )
 from monitor.record import ProbeSpec, expect_one_of
 
@@ -45,14 +49,18 @@ PROBES = (
     Probe(spec=in_context.SPEC, compute=in_context.compute),
     Probe(spec=logit_lens.SPEC, compute=logit_lens.compute),
     Probe(spec=residual.SPEC, compute=residual.compute),
+    Probe(spec=sparse_probing.SPEC, compute=sparse_probing.compute),
     Probe(spec=copying.SPEC, compute=copying.compute),
     Probe(spec=composition.SPEC, compute=composition.compute),
     Probe(spec=attribution.SPEC, compute=attribution.compute),
     Probe(spec=ablation.SPEC, compute=ablation.compute, plan=ablation.plan),
     Probe(spec=heads.SPEC, compute=heads.compute),
     Probe(spec=circuit.SPEC, compute=circuit.compute),
+    Probe(spec=concepts.SPEC, compute=concepts.compute),
+    Probe(spec=directions.SPEC, compute=directions.compute),
     Probe(spec=geometry.SPEC, compute=geometry.compute),
     Probe(spec=analogies.SPEC, compute=analogies.compute),
+    Probe(spec=superposition.SPEC, compute=superposition.compute),
 )
 
 

@@ -34,7 +34,7 @@ from monitor.parts import Block, Parts
 from monitor.parts.folding import (
     NotFoldedError,
     embedded,
-    final_gain,
+    final_norm,
     reading,
     unembedded,
     writing,
@@ -94,7 +94,7 @@ class _Ends:
     @classmethod
     def of(cls, parts: Parts) -> _Ends:
         """Raises `NotFoldedError` where an end is not known."""
-        gain, vocabulary = final_gain(parts), parts.model.vocab_size
+        norm, vocabulary = final_norm(parts), parts.model.vocab_size
         product = unembeddings = embeddings = torch.zeros(())
         for ids in torch.arange(vocabulary).split(_TOKENS_AT_ONCE):
             unembedding = unembedded(parts, ids)
@@ -109,9 +109,9 @@ class _Ends:
         sample = torch.randperm(vocabulary, generator=random)[:_SAMPLE]
         raised = unembedded(parts, sample)
         return cls(
-            between=between if gain is None else gain.read(between),
+            between=between if norm is None else norm.read(between.mT).mT,
             looked_at=embedded(parts, sample).to(raised),
-            raised=raised if gain is None else gain.read(raised.T).T,
+            raised=raised if norm is None else norm.read(raised),
         )
 
 

@@ -20,10 +20,10 @@ from torch import Tensor
 from monitor.parts import Block, Parts
 from monitor.parts.blocks import Mixing, Write
 from monitor.parts.flow import Tap
+from monitor.parts.norms import LinearNorm, NotANormError, precise
 from monitor.stimuli import Stimulus
 from monitor.streams.attribution import AttributionSums, Component, Questions
-from monitor.streams.norms import LinearNorm
-from monitor.streams.reading import UnseenError, check_readable, rows_of
+from monitor.streams.reading import UnseenError, check_blocks, check_readable, rows_of
 
 _Terms = dict[Component, Float[Tensor, "way question"]]
 
@@ -35,15 +35,16 @@ class Attributing:
     """
 
     def __init__(self, parts: Parts, stimulus: Stimulus) -> None:
+        check_blocks(parts)
         check_readable(parts)
         self._parts, self._tokens = parts, stimulus.tokens
         self._questions = Questions.of(stimulus)
         unembedding, bias = parts.unembedding, parts.unembedding_bias
-        if unembedding is None or bias is None or not parts.blocks:
-            raise UnseenError(f"blocks: {parts.reasons.get('blocks', 'not found')}")
-        self._norm = LinearNorm.of(parts, parts.final_norm, unembedding)
-        self._read = parts.logit_scale * unembedding[self._questions.targets].float()
-        self._added = parts.logit_scale * bias[self._questions.targets].float()
+        if unembedding is None or bias is None:
+            raise UnseenError("no unembedding")
+        self._norm = _norm_at(parts, parts.final_norm, unembedding[0])
+        self._read = parts.logit_scale * precise(unembedding[self._questions.targets])
+        self._added = parts.logit_scale * precise(bias[self._questions.targets])
         # Each term still lacks what the final norm divides by.
         self._towards = self._norm.read(self._read)
         self._terms: _Terms = {}
@@ -147,8 +148,8 @@ class _Attention:
             constant = towards @ self.norm.bias
             towards = self.norm.read(towards) * inverse[:, None]
         self.seen.clear()
-        constant = constant + towards @ self.bias.float()
-        terms = mixed.float() * (towards @ self.weight.float())
+        constant = constant + towards @ precise(self.bias)
+        terms = precise(mixed) * (towards @ precise(self.weight))
         columns = self.mixing.columns.to(terms.device)
         heads = rearrange(terms[..., columns].sum(-1), "way question head -> head way question")
         found = {
@@ -181,12 +182,21 @@ def _writers(parts: Parts, block: Block) -> list[_Attention | _Plain]:
                 mixing=block.mixing,
                 weight=weight,
                 bias=weight.new_zeros(len(weight)) if bias is None else bias,
-                norm=None if write.norm is None else LinearNorm.of(parts, write.norm, weight.T),
+                norm=None if write.norm is None else _norm_at(parts, write.norm, weight[:, 0]),
             )
         )
     if (write := block.mlp_write) is not None:
         writers.append(_Plain(component=Component(kind="mlp", layer=block.layer), write=write))
     return writers
+
+
+def _norm_at(parts: Parts, path: str | None, like: Float[Tensor, " feature"]) -> LinearNorm:
+    if path is None:
+        return LinearNorm.none(like)
+    try:
+        return LinearNorm.of(lambda rows: parts.apply(path, rows[None])[0], like)
+    except NotANormError as error:
+        raise UnseenError(f"{path}: {error}") from None
 
 
 def _unembedded_at(parts: Parts) -> Tap:
@@ -199,4 +209,4 @@ def _unembedded_at(parts: Parts) -> Tap:
 def _products(
     seen: Float[Tensor, "question feature"], towards: Float[Tensor, "way question feature"]
 ) -> Float[Tensor, "way question"]:
-    return torch.einsum("qf,wqf->wq", seen.float(), towards)
+    return torch.einsum("qf,wqf->wq", precise(seen), towards)

@@ -29,6 +29,12 @@ def rows_of(
     return seen
 
 
+def check_blocks(parts: Parts) -> None:
+    """Raises `UnseenError` where the blocks are not known."""
+    if not parts.blocks:
+        raise UnseenError(f"blocks: {parts.reasons.get('blocks', 'not found')}")
+
+
 def check_readable(parts: Parts) -> None:
     """Raises `UnseenError` where final norm or unembedding are not known."""
     for name in ("final_norm", "unembedding"):

@@ -17,7 +17,7 @@ from torch import Tensor
 from monitor.parts import Parts
 from monitor.parts.flow import Tap
 from monitor.stimuli import Stimulus
-from monitor.streams.reading import UnseenError, rows_of
+from monitor.streams.reading import check_blocks, rows_of
 
 # Positions near each other hold much the same: more of them would say little more.
 _SAMPLED = 16
@@ -59,8 +59,7 @@ class Sampler:
     """
 
     def __init__(self, parts: Parts, stimulus: Stimulus) -> None:
-        if not parts.blocks:
-            raise UnseenError(f"blocks: {parts.reasons.get('blocks', 'not found')}")
+        check_blocks(parts)
         self._parts = parts
         self._tokens = stimulus.tokens
         self.positions = sampled_positions(stimulus.tokens.shape[1])

@@ -175,7 +175,7 @@ def test_a_subject_counts_the_attention_calls(model):
         ({"vocab_size": 0}, ValueError, "vocab_size=0"),
         ({"vocab_size": -3}, ValueError, "vocab_size=-3"),
         ({"text": "words"}, TypeError, "text= needs token ids .* got str"),
-        ({"text": torch.randn(4, 64)}, TypeError, "text= needs token ids .*torch.float32"),
+        ({"text": torch.zeros(4, 64)}, TypeError, "text= needs token ids .*torch.float32"),
         ({"text": text()[0]}, ValueError, r"text= needs token ids .*reshape it"),
         ({"text": text() + 1}, ValueError, "token ids from 1 to 64; expected 0 to 63"),
         ({"text": text(), "vocab_size": 20}, ValueError, "expected 0 to 19"),

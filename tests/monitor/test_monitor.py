@@ -82,8 +82,8 @@ def test_the_stimuli_are_stored(tmp_path, model, start):
     assert len(rows) == 4
     assert all(row in whole for row in rows)
     stored = monitor.read(tmp_path, "stimuli")
-    assert set(stored["stimulus"]) == {"repeated", "text", "text_tail"}
-    assert len(stored) == 12
+    assert set(stored["stimulus"]) == {"repeated", "text", "text_tail", "concepts"}
+    assert len(stored) == 12 + min(7, len(whole))
 
 
 def test_by_default_a_run_has_a_name_of_its_own_under_runs(tmp_path, model, monkeypatch):

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from monitor.anatomy import find_language_model
 from monitor.parts import Parts, activations, find_parts
 from monitor.parts.folding import (
-    Gain,
     NotFoldedError,
     embedded,
-    final_gain,
+    final_norm,
     reading,
     unembedded,
     writing,
 )
+from monitor.parts.norms import LinearNorm, NotANormError
 from tests.models import AttentionBlock, AttentionOnly, attend_causally
 from tests.monitor.test_parts import ALL, OWN, TOKENS, build, randomised
 
@@ -69,20 +69,21 @@ def test_the_gain_of_a_norm(kind, dtype, width):
     norm = shaken(kind(width)).to(dtype)
     weight = norm.weight.double() + (1 if kind is OnePlus else 0)
     with torch.no_grad():
-        gain = Gain.of(norm, torch.zeros(width, dtype=dtype))
+        linear = LinearNorm.of(norm, torch.zeros(width, dtype=dtype))
     within = max(1e-6, 4 * torch.finfo(dtype).eps)
-    assert gain.centred == (kind is nn.LayerNorm)
-    torch.testing.assert_close(gain.weight.double(), weight, rtol=within, atol=within)
+    assert linear.centred == (kind is nn.LayerNorm)
+    torch.testing.assert_close(linear.gain.double(), weight, rtol=within, atol=within)
     centring = torch.eye(width, dtype=torch.float64)
-    if gain.centred:
+    if linear.centred:
         centring -= torch.full((width, width), 1 / width, dtype=torch.float64)
     whole = centring @ weight.diag()
     random = torch.Generator().manual_seed(9)
     rows = torch.randn(5, width, dtype=torch.float64, generator=random)
-    torch.testing.assert_close(gain.written(rows), rows @ whole, rtol=10 * within, atol=10 * within)
     torch.testing.assert_close(
-        gain.read(rows.T), whole @ rows.T, rtol=10 * within, atol=10 * within
+        linear.written(rows), rows @ whole, rtol=10 * within, atol=10 * within
     )
+    read = linear.read(rows)
+    torch.testing.assert_close(read, rows @ whole.T, rtol=10 * within, atol=10 * within)
 
 
 @pytest.mark.parametrize(
@@ -99,8 +100,8 @@ def test_the_gain_of_a_norm(kind, dtype, width):
     ids=lambda module: type(module).__name__,
 )
 def test_what_is_no_norm_is_refused(imposter):
-    with torch.no_grad(), pytest.raises(NotFoldedError, match="no norm"):
-        Gain.of(imposter, torch.zeros(32))
+    with torch.no_grad(), pytest.raises(NotANormError, match="no norm"):
+        LinearNorm.of(imposter, torch.zeros(32))
 
 
 def unbiased(model: nn.Module) -> nn.Module:
@@ -143,9 +144,9 @@ def test_the_matrices_are_those_by_which_the_model_reads_and_writes(name, how):
         written = block.attention_write.scale * seen["attention_write", block.layer]
         assert aligned(mixed_writes(parts, block.layer, seen["mixed", block.layer]), written)
     last = seen["residual_after", parts.blocks[-1].layer]
-    gain, every = final_gain(parts), torch.arange(len(parts.unembedding))
+    norm, every = final_norm(parts), torch.arange(len(parts.unembedding))
     columns = unembedded(parts, every).T
-    logits = last @ (columns if gain is None else gain.read(columns))
+    logits = last @ (columns if norm is None else norm.read(columns.mT).mT)
     assert aligned(logits, parts.logit_scale * seen["unembedding_output", -1])
     if parts.embedding_norm is None:
         tokens = parts.embedding[TOKENS]
@@ -166,7 +167,7 @@ def test_what_is_not_known_says_why():
     model = find_language_model(randomised(AttentionOnly))
     parts = Parts.none(model, "it is hidden")
     for function in (
-        final_gain,
+        final_norm,
         lambda p: embedded(p, TOKENS[0]),
         lambda p: unembedded(p, TOKENS[0]),
     ):
@@ -184,7 +185,7 @@ def test_a_stream_read_through_no_norm_is_refused():
     with pytest.raises(NotFoldedError, match=r"blocks\.1\.norm: .* no norm"):
         reading(parts, parts.blocks[1], "value")
     with pytest.raises(NotFoldedError, match=r"norm: .* no norm"):
-        final_gain(parts)
+        final_norm(parts)
 
 
 class NormedTogether(AttentionBlock):

@@ -23,6 +23,7 @@ from monitor.subject import StimulusOptions, Subject
 from tests import models
 from tests.conftest import SHAPED
 from tests.models import AttentionOnly
+from tests.models.concepts import CONCEPTS
 
 MODELS = {"attention_only": AttentionOnly, **models.HUGGING_FACE}
 WHEN = Moment(run="r", attempt=1, step=3, tokens=None, time=datetime(2024, 5, 1, tzinfo=UTC))
@@ -35,14 +36,22 @@ each_model = pytest.mark.parametrize("kind", MODELS)
 NOTHING_THERE = {
     "ablation": {"no head shows prefix matching"},
     "circuit": {"no head attends as in an induction circuit"},
+    "sparse_probing": {"no neurons: it adds nothing of an mlp's to its stream"},
 }
-# Columns that may lack entries in an ok row: there is no earlier measurement, no test was made, or
-# an edge is of another kind.
+# Columns that may lack entries in an ok row: there is no earlier measurement, no test was made, an
+# edge is of another kind, or a layer has no MLP.
 MAY_LACK = {
+    "concepts": ("drift_previous", "drift_first"),
     "residual": ("cka_previous", "cka_first"),
     "heads": ("key_composition", "over_random"),
     "circuit": ("key_composition", "contrast"),
+    "superposition": ("readable_before", "readable_after", "computed", "carried_by"),
 }
+
+
+def labelled(probe: Probe) -> bool:
+    """Whether it looks at labelled text, of which there are other sequences."""
+    return any(stimulus == "concepts" for stimulus, _ in probe.spec.needs)
 
 
 def valid(probe: Probe, table: pa.Table) -> pa.Table:
@@ -57,8 +66,9 @@ def read(probe: Probe, kind: str, *, with_text: bool = True) -> Reading:
     torch.manual_seed(0)
     module = MODELS[kind]()
     model = find_language_model(module)
-    text = torch.randint(model.vocab_size, (6, 64)) if with_text else None
-    options = StimulusOptions(text=text, context=64, sequences=6)
+    text = torch.randint(model.vocab_size, (12, 64)) if with_text else None
+    concepts = CONCEPTS if with_text else None
+    options = StimulusOptions(text=text, concepts=concepts, context=64, sequences=6)
     measurement = Subject.new(module, model, [probe], options).measure([probe], WHEN)
     assert measurement.failures == ()
     return measurement.readings[0]
@@ -92,7 +102,7 @@ def test_values_are_finite_and_in_range(probe, kind):
     table = read(probe, kind).table
     assert table.num_rows > 0
     # Weights are no sample of sequences.
-    assert probe.spec.weights or set(table["n"].to_pylist()) == {6}
+    assert probe.spec.weights or labelled(probe) or set(table["n"].to_pylist()) == {6}
     assert pc.min(table["n"]).as_py() > 1
     table = valid(probe, table)
     for field in probe.spec.fields:
@@ -132,7 +142,11 @@ def test_rows_are_distinct_and_complete(probe, kind):
 def test_without_text_columns_are_missing_and_never_left_out(probe):
     with_text, without = (read(probe, "gpt2", with_text=on).table for on in (True, False))
     assert without.schema.equals(with_text.schema, check_metadata=True)
-    assert without.num_rows == with_text.num_rows
+    if labelled(probe):
+        (why,) = without["validity"].to_pylist()
+        assert why == "there is nothing to look at: pass text= or concepts="
+    else:
+        assert without.num_rows == with_text.num_rows
 
 
 @each_probe
@@ -219,7 +233,7 @@ PACKAGE = Path(monitor.record.__file__).parent
 
 def shaped_modules() -> list[str]:
     """Modules of `monitor` that annotate shapes and take no arguments from users."""
-    from_users = {"anatomy"}
+    from_users = {"anatomy", "concepts.naming"}
     paths = sorted(PACKAGE.rglob("*.py"))
     names = {".".join(p.relative_to(PACKAGE).with_suffix("").parts): p for p in paths}
     return [

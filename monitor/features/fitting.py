@@ -1,0 +1,185 @@
+"""Finding a direction along which a concept lies, in each of three ways.
+
+Between the class means (diff-in-means); the same with the activations' covariance taken into
+account, so that what varies anyway counts less (mass-mean, Marks & Tegmark 2023: the direction of
+linear discriminant analysis); and by logistic regression.
+
+Shapes: `direction` what is fitted; `feature` of the stream; `token` of a sample.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int8
+from torch import Tensor
+
+# Of the mean squared weight, on features of unit variance. Few tokens in many dimensions can always
+# be told apart: what is learnt of them then is mostly noise.
+PENALTY = 0.1
+
+# So many directions of noise make 2016 pairs.
+_DRAWS = 64
+
+_MOST_STEPS = 1000
+_CONVERGED = 1e-4
+
+
+class Moments:
+    """Mean and covariance of rows that come in parts, around the mean of the first part, so that a
+    mean that is large beside the variance costs no digits.
+    """
+
+    def __init__(self, first: Float[Tensor, "token feature"]) -> None:
+        features = first.shape[1]
+        self._origin = first.mean(0)
+        self._sum = first.new_zeros(features)
+        self._products = first.new_zeros(features, features)
+        self.count = 0
+
+    def add(self, rows: Float[Tensor, "token feature"]) -> None:
+        """Takes some rows."""
+        away = rows - self._origin
+        self._sum += away.sum(0)
+        self._products.addmm_(away.T, away)
+        self.count += len(rows)
+
+    def covariance(self) -> Float[Tensor, "feature feature"]:
+        """Around the mean."""
+        mean = self._sum / self.count
+        return self._products / self.count - mean[:, None] * mean
+
+    def __add__(self, other: Moments) -> Moments:
+        """The moments of the rows of both."""
+        both = Moments(self._origin[None])
+        apart = other._origin - self._origin
+        crossed = apart[:, None] * other._sum
+        both._sum = self._sum + other._sum + other.count * apart
+        both._products = (
+            self._products
+            + other._products
+            + crossed
+            + crossed.T
+            + other.count * apart[:, None] * apart
+        )
+        both.count = self.count + other.count
+        return both
+
+
+def shrunk(
+    covariance: Float[Tensor, "feature feature"], count: int
+) -> Float[Tensor, "feature feature"]:
+    """A covariance of `count` samples, nearer to a multiple of the identity by as much as is best
+    for normal data (OAS, Chen et al. 2010): it can be inverted however few they are.
+
+    >>> few = torch.tensor([[2.0, 0.0], [0.0, 0.0]])
+    >>> shrunk(few, 1)
+    tensor([[1., 0.],
+            [0., 1.]])
+    """
+    features = len(covariance)
+    level = covariance.diagonal().mean()
+    squares = covariance.square().mean()
+    above = squares + level**2
+    below = (count + 1) * (squares - level**2 / features)
+    share = 1.0 if float(below) <= 0 else min(1.0, float(above / below))
+    return (1 - share) * covariance + share * level * torch.eye(features).to(covariance)
+
+
+def mass_means(
+    differences: Float[Tensor, "direction feature"],
+    covariance: Float[Tensor, "feature feature"],
+    count: int,
+) -> Float[Tensor, "direction feature"]:
+    """The differences of class means times the inverse of the shrunk covariance. NaN where that
+    is not finite.
+    """
+    return torch.cholesky_solve(differences.T, _factor(shrunk(covariance, count))).T
+
+
+def noise_dimensions(
+    covariance: Float[Tensor, "feature feature"], count: int
+) -> Float[Tensor, " method"]:
+    """Over how many dimensions the direction is spread that each method finds where labels mean
+    nothing: 1 over the mean squared cosine of two such directions, drawn at random.
+
+    A difference of means then is as likely as any that has the tokens' covariance, and logistic
+    regression, whose weights are small, takes one step towards its optimum.
+    """
+    features = len(covariance)
+    tame = shrunk(covariance, count)
+    drawn = torch.randn(_DRAWS, features, generator=torch.Generator().manual_seed(0))
+    means = drawn.to(covariance) @ _factor(tame).T
+    spread = tame.diagonal().clamp(min=0).sqrt()
+    scale = torch.where(spread > 0, 1 / spread, torch.zeros_like(spread))
+    bends = tame * scale * scale[:, None] / 4 + PENALTY * torch.eye(features).to(tame)
+    weights = torch.cholesky_solve((means * scale).T, _factor(bends)).T * scale
+    found = torch.stack([means, mass_means(means, covariance, count), weights])
+    cosines = F.normalize(found, dim=-1) @ F.normalize(found, dim=-1).mT
+    pairs = cosines.square().sum((1, 2)) - _DRAWS
+    return _DRAWS * (_DRAWS - 1) / pairs
+
+
+def _factor(matrix: Float[Tensor, "feature feature"]) -> Float[Tensor, "feature feature"]:
+    """The lower Cholesky factor; NaN where there is none."""
+    # Features that never vary, as zeros that training has not touched yet, have nothing to invert.
+    floor = torch.finfo(matrix.dtype).eps * matrix.diagonal().mean().clamp(min=1e-30)
+    floored = matrix + floor * torch.eye(len(matrix)).to(matrix)
+    factor, failed = torch.linalg.cholesky_ex(floored)
+    return torch.where(failed == 0, factor, torch.nan)
+
+
+def logistic(
+    rows: Float[Tensor, "token feature"], labels: Int8[Tensor, "direction token"]
+) -> tuple[Float[Tensor, "direction feature"], Float[Tensor, " direction"]]:
+    """Weights and intercepts that tell tokens labelled 1 from those labelled -1, all directions at
+    once; the least mean loss, with half of `PENALTY` times the squared weights of features scaled
+    to unit variance. NaN where it was not found.
+
+    Found by accelerated gradient descent (Nesterov 2004): the problem is strongly convex.
+    """
+    mean, spread = rows.mean(0), rows.std(0, correction=0)
+    scale = torch.where(spread > 0, 1 / spread, torch.zeros_like(spread))
+    scaled = (rows - mean) * scale
+    # The intercept is one more weight, penalised as little as does not matter.
+    inputs = F.pad(scaled, (0, 1), value=1.0)
+    sign = labels.to(rows)
+    share = (sign != 0).to(rows)
+    share /= share.sum(1, keepdim=True).clamp(min=1)
+    penalty = torch.full_like(inputs[0], PENALTY)
+    penalty[-1] = 1e-3 * PENALTY
+    # The curvature of no direction's loss is larger.
+    curvature = _largest_curvature(inputs, share) + PENALTY
+    momentum = (1 - (PENALTY / curvature) ** 0.5) / (1 + (PENALTY / curvature) ** 0.5)
+    weights = inputs.new_zeros(len(labels), inputs.shape[1])
+    ahead = weights
+    for step in range(_MOST_STEPS):
+        pull = torch.sigmoid(-sign * (ahead @ inputs.T)) * sign * share
+        gradient = penalty * ahead - pull @ inputs
+        moved = ahead - gradient / curvature
+        ahead = moved + momentum * (moved - weights)
+        weights = moved
+        off = gradient.abs().amax(1)
+        # What is not finite will never be.
+        if step % 20 == 19 and not bool((off >= _CONVERGED).any()):
+            break
+    weights = torch.where(off < _CONVERGED, weights.T, torch.nan).T
+    directions = weights[:, :-1] * scale
+    return directions, weights[:, -1] - directions @ mean
+
+
+def _largest_curvature(
+    inputs: Float[Tensor, "token feature"], share: Float[Tensor, "direction token"]
+) -> float:
+    """At least the largest second derivative of any direction's loss, by power iteration."""
+    some = share.amax(0)
+    vector = torch.ones_like(inputs[0]) / len(inputs[0]) ** 0.5
+    length = 0.0
+    for _ in range(20):
+        vector = (inputs @ vector * some) @ inputs
+        length = float(vector.norm())
+        if length == 0:
+            return 0.25
+        vector = vector / length
+    # The loss bends by a quarter at most; the iteration may not have come quite to the end.
+    return 0.25 * 1.2 * length
