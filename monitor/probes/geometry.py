@@ -7,12 +7,16 @@ direction as Σ⁻¹δ: a few features of large values, which bring all directio
 do not count for more there, and no linear change of basis matters. Directions drawn at random in d
 dimensions have the cosine 0 with standard deviation 1/√d, and in the mean the absolute cosine
 Γ(d/2) / (√π Γ((d+1)/2)), about √(2/πd): the interference of features that know nothing of each
-other (Elhage et al. 2022, "Toy Models of Superposition").
+other (Elhage et al. 2022, "Toy Models of Superposition"). Where labels mean nothing diff-in-means
+finds directions in the fewer dimensions in which tokens differ, and there is more of it by chance:
+that is the null of `cosine`, and random directions are that of `interference`.
 
 Half the difference of what the two fitted halves found, ε, is as large as the error of a direction
 found on both. To first order it moves the cosine c of unit directions u, u′ by
 (u′ − cu)·ε/|δ| + (u − cu′)·ε′/|δ′|. One such number is a rough standard error, so its square is
-pooled over the pairs of a layer, in proportion to (1 − c²)(|ε|²/|δ|² + |ε′|²/|δ′|²).
+pooled over the pairs of a layer, in proportion to (1 − c²)(|ε|²/|δ|² + |ε′|²/|δ′|²), together with
+a few pairs' worth of what it is where noise has no more to do with one direction than with others:
+that proportion over the dimensions of the noise.
 """
 
 from __future__ import annotations
@@ -28,11 +32,12 @@ from torch import Tensor
 
 from monitor.estimate import jackknife_stderr, left_in
 from monitor.evidence import Evidence, unseen
-from monitor.features.directions import METHODS, Directions
+from monitor.features import FEWEST, METHODS, NO_CONCEPTS, Directions
 from monitor.labels import EVALUATION, Labels
 from monitor.record import Dim, Field, ProbeSpec
 
-_NONE = "no concepts were given: pass concepts="
+# So many pairs weigh as much as what is expected of noise.
+_EXPECTED = 4
 
 _NOISE = (
     "Directions found on few tokens are noisy, and noise makes them orthogonal: see "
@@ -60,17 +65,16 @@ SPEC = ProbeSpec(
             help="Cosine between the diff-in-means directions.",
             low=-1,
             high=1,
-            null="0: random directions",
+            null="0: labels drawn at random",
             null_sd=True,
-            fooled_by=f"{_OVERLAP} {_NOISE} Where few features have large values all directions "
-            "lie along these, and random labels have cosines as large as 1 / √(participation ratio "
-            "of the stream): see cosine_whitened.",
+            fooled_by=f"{_OVERLAP} {_NOISE} Where few features have large values directions lie "
+            "along these: see cosine_whitened.",
         ),
         Field(
             name="cosine_disattenuated",
             help="The same without what noise in the directions takes from it: of the directions "
             "of different halves, in units of how alike the halves' directions are.",
-            null="0: random directions",
+            null="0: labels drawn at random",
             null_sd=True,
             fooled_by=f"{_OVERLAP} It goes beyond 1 where directions are hardly found at all.",
         ),
@@ -114,7 +118,9 @@ def compute(evidence: Evidence) -> dict[str, Any]:
         return unseen(SPEC, why)
     names = directions.names
     if len(names) < 2:
-        return unseen(SPEC, _NONE if not names else f"only {names[0]!r} was given: pass another")
+        return unseen(
+            SPEC, NO_CONCEPTS if not names else f"only {names[0]!r} was given: pass another"
+        )
     labels = evidence.observations["concepts"].stimulus.labels
     if labels is None:
         return unseen(SPEC, "the stimulus has no labels")
@@ -124,16 +130,19 @@ def compute(evidence: Evidence) -> dict[str, Any]:
     columns: dict[str, list[Any]] = {
         name: [] for name in ("layer", "concept", "other", "n", "validity", *_VALUES)
     }
+    few = directions.too_few.tolist()
     for place, layer in enumerate(directions.layers):
-        cosines, found = _angles(directions, place)
+        cosines = _angles(directions, place)
         for (one, other), overlap in zip(pairs, overlaps, strict=True):
-            lost = [names[concept] for concept in (one, other) if not found[concept]]
+            lost = [names[concept] for concept in (one, other) if few[concept]]
             row: dict[str, Any] = {**dict.fromkeys(_VALUES), **overlap}
             if not lost:
                 row |= {name: values[one, other].item() for name, values in cosines.items()}
                 row |= _nulls(directions.vectors.shape[-1])
             row |= {"layer": layer, "concept": names[one], "other": names[other], "n": n}
-            row["validity"] = f"no direction of {lost[0]!r}: too few tokens" if lost else "ok"
+            row["validity"] = (
+                f"too few tokens of {lost[0]!r}: {FEWEST} of a side are needed" if lost else "ok"
+            )
             for column, value in row.items():
                 columns[column].append(value)
     return {name: [_number(value) for value in values] for name, values in columns.items()}
@@ -149,47 +158,50 @@ def _number(value: Any) -> Any:
 
 def _nulls(features: int) -> dict[str, float]:
     """Of random directions: the density of their cosine is (1 − c²)^((d−3)/2)."""
-    log_mean = math.lgamma(features / 2) - math.lgamma((features + 1) / 2)
-    mean = math.exp(log_mean) / math.sqrt(math.pi)
-    nulls = {"interference_null": mean, "label_overlap_null": 0.0}
-    nulls["interference_null_sd"] = math.sqrt(max(0.0, 1 / features - mean**2))
-    for field in ("cosine", "cosine_disattenuated", "cosine_whitened"):
-        nulls |= {f"{field}_null": 0.0, f"{field}_null_sd": 1 / math.sqrt(features)}
-    return nulls
+    log_ratio = math.lgamma(features / 2) - math.lgamma((features + 1) / 2)
+    mean = math.exp(log_ratio) / math.sqrt(math.pi)
+    return {
+        "cosine_whitened_null_sd": 1 / math.sqrt(features),
+        "interference_null": mean,
+        "interference_null_sd": math.sqrt(max(0.0, 1 / features - mean**2)),
+        "label_overlap_null": 0.0,
+    } | {f"cosine{kind}_null": 0.0 for kind in ("", "_disattenuated", "_whitened")}
 
 
-def _angles(
-    directions: Directions, place: int
-) -> tuple[dict[str, Float64[Tensor, "concept concept"]], list[bool]]:
-    """The columns of a layer for every two concepts, and which concepts have a direction."""
+def _angles(directions: Directions, place: int) -> dict[str, Float64[Tensor, "concept concept"]]:
+    """The columns of a layer that there are for every two concepts."""
     vectors = directions.vectors[place].double()
     halves = directions.halves[:, place].double()
     diff, mass = METHODS.index("diff_in_means"), METHODS.index("mass_mean")
     plain = [vectors[:, diff], *halves[:, :, diff]]
     whitened = [vectors[:, mass], *halves[:, :, mass]]
-    lengths = (plain[0] * plain[0]).sum(-1).minimum((plain[0] * whitened[0]).sum(-1))
-    cosine, stderr, disattenuated, inflation = _cosines(plain, plain)
-    in_scatter, in_scatter_stderr, _, _ = _cosines(plain, whitened)
-    columns = {
+    features = plain[0].shape[1]
+    # Where the stream is still zero nothing is known of it.
+    dimensions = float(directions.dimensions[place, diff].nan_to_num(features))
+    cosine, stderr, disattenuated, inflation = _cosines(plain, plain, dimensions)
+    in_scatter, in_scatter_stderr, _, _ = _cosines(plain, whitened, features)
+    return {
         "cosine": cosine,
         "cosine_stderr": stderr,
+        "cosine_null_sd": torch.full_like(cosine, dimensions**-0.5),
         "cosine_disattenuated": disattenuated,
         "cosine_disattenuated_stderr": stderr * inflation,
+        "cosine_disattenuated_null_sd": inflation * dimensions**-0.5,
         "cosine_whitened": in_scatter,
         "cosine_whitened_stderr": in_scatter_stderr,
         "interference": cosine.abs(),
         "interference_stderr": stderr,
     }
-    return columns, (lengths > 0).tolist()
 
 
 def _cosines(
     vectors: list[Float64[Tensor, "concept feature"]],
     duals: list[Float64[Tensor, "concept feature"]],
+    dimensions: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Of each two concepts the cosine, its standard error, the disattenuated cosine, and how much
     larger that is; from what was found on all fitted tokens and on each half. A vector's inner
-    product with another is that with the other's dual.
+    product with another is that with the other's dual. Noise is spread over so many `dimensions`.
     """
     products = _symmetric(vectors[0] @ duals[0].T)
     length = products.diagonal().sqrt()
@@ -203,7 +215,9 @@ def _cosines(
     size = (error * dual_error).sum(-1).abs() / length.square()
     scale = (1 - cosines.square()) * (size[:, None] + size)
     known = torch.ones_like(scale).triu(1).bool() & scale.isfinite() & moves.isfinite()
-    pooled = moves[known].square().sum() / scale[known].sum()
+    # The mean over pairs stands for what is expected, of which there is some for every layer.
+    expected = _EXPECTED * scale[known].mean()
+    pooled = (moves[known].square().sum() + expected / dimensions) / (scale[known].sum() + expected)
     between = _symmetric(vectors[1] @ duals[2].T)
     alike = between.diagonal()
     # Halves that disagree leave nothing to correct with.
