@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float64, Int
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from monitor.analogies import quadruples_in
@@ -94,7 +94,7 @@ SPEC = ProbeSpec(
         Field(
             name="offset_similarity",
             help="Mean cosine between offsets a − b (and d − c) of two pairs without a word in "
-            "common.",
+            "common. Missing where there are too few pairs to pair them otherwise: four, or more.",
             low=-1,
             high=1,
             null="the same of the same words paired otherwise",
@@ -169,7 +169,11 @@ def _rows(words: WordProducts, ids: Int[Tensor, "quadruple 4"]) -> list[dict[str
         why = f"{len(words.ids)} words leave no choice: pass analogies of others too"
     columns: Mapping[str, Tensor | None] = dict.fromkeys(_VALUES)
     if why == "ok":
-        columns = _accuracies(words.products, quadruples) | _offsets(words.products, quadruples)
+        columns = {
+            **columns,
+            **_accuracies(words.products, quadruples),
+            **_offsets(words.products, quadruples),
+        }
     return [
         {name: None if values is None else float(values[row]) for name, values in columns.items()}
         | {"n": len(ids), "validity": why}
@@ -236,55 +240,63 @@ def _offsets(
     places = quadruples.places
     both = torch.cat([places[:, [0, 1]], places[:, [3, 2]]])
     pairs, of_quadruple = both.unique(dim=0, return_inverse=True)
-    value, (cosines, compared) = _similarity(products, pairs)
+    apart = _apart(pairs, torch.eye(products.shape[1]))
+    cosines = _cosines(products, pairs) * apart
     # A pair remains as long as one of its quadruples does.
-    has = torch.zeros(len(places), len(pairs), dtype=torch.bool)
-    has.scatter_(1, of_quadruple.reshape(2, -1).T, value=True)
-    kept = (quadruples.kept.double() @ has.double() > 0).double()
+    has = torch.zeros(len(places), len(pairs), dtype=torch.float64)
+    has.scatter_(1, of_quadruple.reshape(2, -1).T, 1.0)
+    kept = (quadruples.kept.double() @ has > 0).double()
     total = torch.einsum("gm,lmn,gn->gl", kept, cosines, kept)
-    count = torch.einsum("gm,mn,gn->g", kept, compared.double(), kept)
-    shuffled = [_similarity(products, other)[0] for other in _paired_otherwise(pairs)]
-    enough = len(shuffled) > 1
-    null = torch.stack(shuffled) if enough else None
+    count = torch.einsum("gm,mn,gn->g", kept, apart, kept)
+    shuffled = _shuffled(products, pairs)
+    if len(shuffled) < 2:
+        return {}
     return {
-        "offset_similarity": value,
+        "offset_similarity": cosines.sum((1, 2)) / apart.sum(),
         "offset_similarity_stderr": jackknife_stderr(total / count[:, None]),
-        "offset_similarity_null": None if null is None else null.mean(0),
-        "offset_similarity_null_sd": None if null is None else null.std(0),
+        "offset_similarity_null": shuffled.mean(0),
+        "offset_similarity_null_sd": shuffled.std(0),
     }
 
 
-def _similarity(
+def _cosines(
     products: Float64[Tensor, "layer word word"], pairs: Int[Tensor, "pair 2"]
-) -> tuple[
-    Float64[Tensor, " layer"],
-    tuple[Float64[Tensor, "layer pair pair"], Bool[Tensor, "pair pair"]],
-]:
-    """Mean cosine of the offsets of two pairs without a common word; these cosines (0 for others),
-    and which pairs are compared.
-    """
+) -> Float64[Tensor, "layer pair pair"]:
+    """Of the offsets of every two pairs; 0 where one has no length."""
     left, right = pairs.T
     differences = products[:, left] - products[:, right]
     dots = differences[:, :, left] - differences[:, :, right]
     length = dots.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt()
     unit = torch.where(length > 0, 1 / length, torch.zeros_like(length))
-    compared = (pairs[:, None, :, None] != pairs[None, :, None, :]).all(3).all(2)
-    cosines = dots * unit[:, :, None] * unit[:, None, :] * compared
-    return cosines.sum((1, 2)) / compared.sum(), (cosines, compared)
+    return dots * unit[:, :, None] * unit[:, None, :]
 
 
-def _paired_otherwise(pairs: Int[Tensor, "pair 2"]) -> list[Int[Tensor, "pair 2"]]:
-    """The first words with second words of other pairs, in several ways, always the same ones."""
+def _apart(
+    pairs: Int[Tensor, "pair 2"], near: Float[Tensor, "word word"]
+) -> Float64[Tensor, "pair pair"]:
+    """1 where no word of the one pair is near one of the other, else 0."""
+    words = torch.eye(len(near))[pairs].sum(1)
+    return (words @ near @ words.T == 0).double()
+
+
+def _shuffled(
+    products: Float64[Tensor, "layer word word"], pairs: Int[Tensor, "pair 2"]
+) -> Float64[Tensor, "shuffle layer"]:
+    """Mean cosine of the offsets of words that are no pairs, paired in several ways, always the
+    same ones. Two are compared only if no word of the one is a partner of a word of the other:
+    what goes away from a pair and what comes back to it point apart.
+    """
     random = torch.Generator().manual_seed(0)
-    true = {tuple(pair) for pair in pairs.tolist()}
+    partners = torch.eye(products.shape[1])
+    partners[pairs[:, 0], pairs[:, 1]] = 1
+    partners[pairs[:, 1], pairs[:, 0]] = 1
     shuffles = []
     for _ in range(_SHUFFLES):
         order = torch.randperm(len(pairs), generator=random)
-        other = [
-            (first, second)
-            for first, second in zip(pairs[:, 0].tolist(), pairs[order, 1].tolist(), strict=True)
-            if first != second and (first, second) not in true and (second, first) not in true
-        ]
-        if any(set(one).isdisjoint(two) for one in other for two in other):
-            shuffles.append(torch.tensor(other))
-    return shuffles
+        other = torch.stack([pairs[:, 0], pairs[order, 1]], dim=1)
+        other = other[partners[other[:, 0], other[:, 1]] == 0]
+        apart = _apart(other, partners)
+        if bool(apart.any()):
+            cosines = _cosines(products, other) * apart
+            shuffles.append(cosines.sum((1, 2)) / apart.sum())
+    return torch.stack(shuffles) if shuffles else products.new_zeros(0, len(products))

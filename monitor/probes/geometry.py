@@ -76,7 +76,8 @@ SPEC = ProbeSpec(
             "of different halves, in units of how alike the halves' directions are.",
             null="0: labels drawn at random",
             null_sd=True,
-            fooled_by=f"{_OVERLAP} It goes beyond 1 where directions are hardly found at all.",
+            fooled_by=f"{_OVERLAP} It goes beyond 1 where directions are hardly found, and is "
+            "missing where halves disagree.",
         ),
         Field(
             name="cosine_whitened",
@@ -85,8 +86,9 @@ SPEC = ProbeSpec(
             high=1,
             null="0: random directions",
             null_sd=True,
-            fooled_by=f"{_OVERLAP} The covariance is shrunk and, where there are fewer tokens than "
-            "features, hardly known.",
+            fooled_by=f"{_OVERLAP} Concepts that tokens have independently of each other come out "
+            "orthogonal at any angle where they make most of the scatter. The covariance is shrunk "
+            "and, where there are fewer tokens than features, hardly known.",
         ),
         Field(
             name="interference",
@@ -137,7 +139,12 @@ def compute(evidence: Evidence) -> dict[str, Any]:
             lost = [names[concept] for concept in (one, other) if few[concept]]
             row: dict[str, Any] = {**dict.fromkeys(_VALUES), **overlap}
             if not lost:
-                row |= {name: values[one, other].item() for name, values in cosines.items()}
+                angles = {name: values[one, other].item() for name, values in cosines.items()}
+                hardly = not math.isfinite(angles["cosine_disattenuated"])
+                row |= {
+                    name: None if hardly and "disattenuated" in name else value
+                    for name, value in angles.items()
+                }
                 row |= _nulls(directions.vectors.shape[-1])
             row |= {"layer": layer, "concept": names[one], "other": names[other], "n": n}
             row["validity"] = (
@@ -145,15 +152,10 @@ def compute(evidence: Evidence) -> dict[str, Any]:
             )
             for column, value in row.items():
                 columns[column].append(value)
-    return {name: [_number(value) for value in values] for name, values in columns.items()}
+    return columns
 
 
 _VALUES = tuple(column for field in SPEC.fields for column in field.columns)
-
-
-def _number(value: Any) -> Any:
-    """What there is no number for is None."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _nulls(features: int) -> dict[str, float]:
@@ -179,7 +181,7 @@ def _angles(directions: Directions, place: int) -> dict[str, Float64[Tensor, "co
     # Where the stream is still zero nothing is known of it.
     dimensions = float(directions.dimensions[place, diff].nan_to_num(features))
     cosine, stderr, disattenuated, inflation = _cosines(plain, plain, dimensions)
-    in_scatter, in_scatter_stderr, _, _ = _cosines(plain, whitened, features)
+    in_scatter, in_scatter_stderr, _, _ = _cosines(plain, whitened, float(features))
     return {
         "cosine": cosine,
         "cosine_stderr": stderr,
