@@ -11,12 +11,14 @@ from monitor.ablating import Stage
 from monitor.evidence import Evidence
 from monitor.probes import (
     ablation,
+    analogies,
     attribution,
     circuit,
     composition,
     concepts,
     copying,
     directions,
+    geometry,
     heads,
     in_context,
     induction,
@@ -56,6 +58,8 @@ PROBES = (
     Probe(spec=circuit.SPEC, compute=circuit.compute),
     Probe(spec=concepts.SPEC, compute=concepts.compute),
     Probe(spec=directions.SPEC, compute=directions.compute),
+    Probe(spec=geometry.SPEC, compute=geometry.compute),
+    Probe(spec=analogies.SPEC, compute=analogies.compute),
     Probe(spec=superposition.SPEC, compute=superposition.compute),
 )
 
