@@ -38,7 +38,8 @@ class TrainingDynamics(Watching, *_callback_classes()):  # type: ignore[misc]  #
             the validation data, else from the first training batch as it passes.
         concepts: what tokens may have or lack, a list of `monitor.concepts.Concept`,
             `labelled_texts`, `labelled_tokens`, `python_source` and what `from_tokenizer` returns:
-            probes say where in the model these are found. Functions label `text`. Default: none.
+            probes say where in the model these are found. Functions label `text`. `Analogies` in it
+            are relations between words. Default: none.
         schedule: None: steps 0, 1, 2, 4, … 512, then every 1,000; a number: every so many steps; a
             list: exactly those steps.
         overhead: the share of the training time that measuring may take. Where the schedule would

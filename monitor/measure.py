@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from monitor.adapters import ModuleAdapter, check_adapters
 from monitor.anatomy import LanguageModel, find_language_model
 from monitor.attempt import attempt_row, new_run_name, with_cost
-from monitor.concepts import Concept, LabelledTokens, meanings
+from monitor.concepts import Named, meanings
 from monitor.probes import Probe, select
 from monitor.ranks import Ranks, check_alike, is_sharded
 from monitor.record import MOMENT, Failure, Measurement, Moment, check_run_name
@@ -44,7 +44,7 @@ def measure(
     vocab_size: int | None = None,
     probes: Sequence[str] | None = None,
     text: Tensor | None = None,
-    concepts: Sequence[Concept | LabelledTokens] | None = None,
+    concepts: Sequence[Named] | None = None,
     context: int | None = None,
     sequences: int = 16,
     seed: int = 0,
@@ -61,7 +61,8 @@ def measure(
         text: held-out token ids [sequence, position]; without it, what needs text is missing.
         concepts: what tokens may have or lack, a list of `monitor.concepts.Concept`,
             `labelled_texts`, `labelled_tokens`, `python_source` and what `from_tokenizer` returns:
-            probes say where in the model these are found. Functions label `text`.
+            probes say where in the model these are found. Functions label `text`. `Analogies` in it
+            are relations between words.
         context: positions per stimulus; default: the model's maximum, at most 256.
         sequences: sequences per stimulus, and so the `n` of every estimate.
         seed: of what is drawn at random: the tokens of stimuli, and which of the text is for what.
@@ -132,7 +133,7 @@ class Monitor:
         run: str | None = None,
         probes: Sequence[str] | None = None,
         text: Tensor | None = None,
-        concepts: Sequence[Concept | LabelledTokens] | None = None,
+        concepts: Sequence[Named] | None = None,
         vocab_size: int | None = None,
         context: int | None = None,
         sequences: int = 16,
@@ -337,10 +338,9 @@ class Monitor:
 
     def _meanings(self, subject: Subject) -> dict[str, str]:
         """By the name of each concept that is looked for, what it is, as far as the user says."""
-        stimulus = subject.stimuli.get("concepts")
-        labels = None if stimulus is None else stimulus.labels
+        labels = [s.labels for s in subject.stimuli.values() if s.labels is not None]
         said = meanings(self._options.concepts)
-        return {name: said.get(name, "") for name in (labels.names if labels else ())}
+        return {name: said.get(name, "") for of_stimulus in labels for name in of_stimulus.names}
 
     def _write_cost(self) -> None:
         """Brings the attempt's row up to date; what fails now is written the next time."""

@@ -13,10 +13,11 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
+from monitor.analogies import analogies_stimulus
 from monitor.anatomy import LanguageModel
 from monitor.attention import LayerAttention
 from monitor.capture import NoAttentionError, Observation, observe, observe_features
-from monitor.concepts import Concept, LabelledTokens, check_concepts, concept_stimulus
+from monitor.concepts import Analogies, Named, check_concepts, concept_stimulus
 from monitor.evidence import Evidence
 from monitor.features import COLLECTORS
 from monitor.intervening import STIMULI, Interventions
@@ -56,7 +57,7 @@ class StimulusOptions:
     """What a user may say about the stimuli; `monitor.measure.measure` says what each means."""
 
     text: Tensor | None = None
-    concepts: Sequence[Concept | LabelledTokens] | None = None
+    concepts: Sequence[Named] | None = None
     context: int | None = None
     sequences: int = 16
     seed: int = 0
@@ -378,7 +379,9 @@ def _build_stimuli(
             seed=options.seed,
         )
     }
-    text, concepts = None, check_concepts(options.concepts)
+    given, text = check_concepts(options.concepts), None
+    relations = [each for each in given if isinstance(each, Analogies)]
+    concepts = [each for each in given if not isinstance(each, Analogies)]
     if options.text is not None:
         text = check_text(options.text, vocab_size=model.vocab_size)
         tokens = windows(text, context=context, sequences=options.sequences)
@@ -392,5 +395,9 @@ def _build_stimuli(
             sequences=options.sequences,
             vocab_size=model.vocab_size,
             seed=options.seed,
+        )
+    if relations:
+        stimuli["analogies"] = analogies_stimulus(
+            relations, bos=model.bos, context=context, vocab_size=model.vocab_size
         )
     return stimuli

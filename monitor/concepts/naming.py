@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Int, Int8
 from torch import Tensor
 
+from monitor.analogies import Analogies
+
 _LONGEST_NAME = 60
 
 # Nothing is ever read at the first position.
@@ -147,14 +149,18 @@ def labelled_tokens(
     )
 
 
-def check_concepts(concepts: Any) -> tuple[Concept | LabelledTokens, ...]:
-    """The concepts that a user passed, None for none.
+Named = Concept | LabelledTokens | Analogies
+"""What can be in the list that users pass as `concepts=`."""
+
+
+def check_concepts(concepts: Any) -> tuple[Named, ...]:
+    """The concepts and analogies that a user passed, None for none.
 
     Raises `TypeError` where they are no such thing, and `ValueError` where two have one name.
     """
     expected = (
         "concepts= needs a list of Concept(...), labelled_texts(...), labelled_tokens(...), "
-        "python_source(...) and what from_tokenizer(...) returns"
+        "python_source(...), Analogies(...) and what from_tokenizer(...) returns"
     )
     if concepts is None:
         return ()
@@ -163,7 +169,7 @@ def check_concepts(concepts: Any) -> tuple[Concept | LabelledTokens, ...]:
     for concept in concepts:
         if isinstance(concept, list | tuple):
             raise TypeError(f"{expected}; got a list in it: write it with a star, *from_tokenizer")
-        if not isinstance(concept, Concept | LabelledTokens):
+        if not isinstance(concept, Named):
             raise TypeError(f"{expected}; got {type(concept).__name__} in it")
     names = [name for concept in concepts for name in _meanings(concept)]
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -176,14 +182,16 @@ def check_concepts(concepts: Any) -> tuple[Concept | LabelledTokens, ...]:
 
 
 def meanings(concepts: Any) -> dict[str, str]:
-    """By the name of each concept that a user passed, what it is."""
+    """By the name of each concept and relation that a user passed, what it is."""
     found: dict[str, str] = {}
     for concept in check_concepts(concepts):
         found |= _meanings(concept)
     return found
 
 
-def _meanings(concept: Concept | LabelledTokens) -> dict[str, str]:
+def _meanings(concept: Named) -> dict[str, str]:
+    if isinstance(concept, Analogies):
+        return {concept.name: f"a − b + c = d, for {len(concept.quadruples)} quadruples of words"}
     if isinstance(concept, Concept):
         return {concept.name: concept.help}
     return {name: concept.help.get(name, "") for name in concept.labels}

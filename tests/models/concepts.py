@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from monitor.concepts import Concept
+from monitor.concepts import Analogies, Concept
 
 
 def after_even(ids: torch.Tensor) -> torch.Tensor:
@@ -17,3 +17,6 @@ CONCEPTS = (
     # Of the context, and not of the token.
     Concept("after_even", help="Follows an even token id.", label=after_even),
 )
+
+# Of words that nobody trained.
+RELATION = Analogies("next", quadruples=[(a, a + 1, a + 5, a + 6) for a in range(10, 18)])

@@ -4,6 +4,7 @@ import ast
 import functools
 import io
 import json
+import re
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +24,7 @@ from monitor.subject import StimulusOptions, Subject
 from tests import models
 from tests.conftest import SHAPED
 from tests.models import AttentionOnly
-from tests.models.concepts import CONCEPTS
+from tests.models.concepts import CONCEPTS, RELATION
 
 MODELS = {"attention_only": AttentionOnly, **models.HUGGING_FACE}
 WHEN = Moment(run="r", attempt=1, step=3, tokens=None, time=datetime(2024, 5, 1, tzinfo=UTC))
@@ -52,7 +53,7 @@ MAY_LACK = {
 
 def labelled(probe: Probe) -> bool:
     """Whether it looks at labelled text, of which there are other sequences."""
-    return any(stimulus == "concepts" for stimulus, _ in probe.spec.needs)
+    return any(stimulus in {"concepts", "analogies"} for stimulus, _ in probe.spec.needs)
 
 
 def valid(probe: Probe, table: pa.Table) -> pa.Table:
@@ -68,7 +69,7 @@ def read(probe: Probe, kind: str, *, with_text: bool = True) -> Reading:
     module = MODELS[kind]()
     model = find_language_model(module)
     text = torch.randint(model.vocab_size, (12, 64)) if with_text else None
-    concepts = CONCEPTS if with_text else None
+    concepts = (*CONCEPTS, RELATION) if with_text else None
     options = StimulusOptions(text=text, concepts=concepts, context=64, sequences=6)
     measurement = Subject.new(module, model, [probe], options).measure([probe], WHEN)
     assert measurement.failures == ()
@@ -145,7 +146,7 @@ def test_without_text_columns_are_missing_and_never_left_out(probe):
     assert without.schema.equals(with_text.schema, check_metadata=True)
     if labelled(probe):
         (why,) = without["validity"].to_pylist()
-        assert why == "there is nothing to look at: pass text= or concepts="
+        assert re.search(r"pass (text= or concepts=|Analogies\(\.\.\.\) in concepts=)$", why)
     else:
         assert without.num_rows == with_text.num_rows
 
