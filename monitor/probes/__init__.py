@@ -21,9 +21,11 @@ from monitor.probes import (
     in_context,
     induction,
     logit_lens,
+    neurons,
     residual,
     sparse_probing,
     superposition,
+    top_neurons,
 )
 from monitor.record import ProbeSpec, expect_one_of
 
@@ -57,6 +59,8 @@ PROBES = (
     Probe(spec=concepts.SPEC, compute=concepts.compute),
     Probe(spec=directions.SPEC, compute=directions.compute),
     Probe(spec=superposition.SPEC, compute=superposition.compute),
+    Probe(spec=neurons.SPEC, compute=neurons.compute),
+    Probe(spec=top_neurons.SPEC, compute=top_neurons.compute),
 )
 
 
