@@ -82,8 +82,8 @@ def connect(root: str | Path) -> duckdb.DuckDBPyConnection:
 
 
 def decoded(contexts: pd.Series, decode: Callable[[list[int]], str]) -> pd.Series:
-    """The contexts of `top_neurons` as text, by what turns token ids into it: the `decode` of the
-    model's own tokenizer. Line breaks are written as \\n, and brackets stay around the token.
+    r"""The contexts of `top_neurons` as text, by what turns token ids into it: the `decode` of the
+    model's own tokenizer. Line breaks are written as \n, and brackets stay around the token.
 
     >>> words = ["the", " king", " and", " queen"]
     >>> decode = lambda ids: "".join(words[token] for token in ids)

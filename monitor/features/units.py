@@ -1,7 +1,8 @@
 """Sums of the neurons of one layer, and of random directions of their space, and what these tell.
 
-Random directions, of neurons in their own standard deviations, have the information that the
-neurons have, and no privileged axes: what neurons show and they do not is owed to the neurons.
+Random directions, of neurons in their own standard deviations (those of the first chunk), have the
+information that the neurons have, and no privileged axes: what neurons show and they do not is owed
+to the neurons.
 
 Shapes: `token` some of a chunk; `unit` the neurons, then the `direction`s; `group` sequences that
 are left out together; `subset` all groups, then all but each; `side` 0 where a token has the
@@ -160,6 +161,7 @@ class Summary:
         neurons = self._neurons = sums.neurons
         self.finite = bool(sums.powers.isfinite().all())
         self._concepts = int(tokens.enough.sum())
+        self._several = int((tokens.seen > 0).sum()) > 1
         powers = _left_out(sums.powers)
         seen = _left_out(tokens.seen.to(powers))[:, None]
         mean, raw = powers[:, 0] / seen, powers.movedim(1, 0) / seen
@@ -218,8 +220,14 @@ class Summary:
         }
         nothing = Told(torch.nan, torch.nan, torch.nan)
         told |= dict.fromkeys(LABELLED, nothing)
-        if not self._concepts:
-            return told
+        if self._concepts:
+            told |= self._labelled(living, held)
+        # What was seen in one group alone has no error, though it has a share of neurons.
+        return told if self._several else {n: t._replace(stderr=torch.nan) for n, t in told.items()}
+
+    def _labelled(self, living: Tensor, held: Tensor) -> dict[str, Told]:
+        of, directions = slice(self._neurons), slice(self._neurons, None)
+        told = {}
         for name, units, there in (
             ("concepts_per_neuron", of, living),
             ("concepts_per_direction", directions, held),

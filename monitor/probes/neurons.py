@@ -4,9 +4,9 @@ A neuron is selective for a concept where the means of its activation on the tok
 it are at least half a standard deviation apart, and further than those of 99% of the layer's
 neurons where labels are permuted (`monitor.features.permuting`). So by chance alone a neuron is
 selective for about 0.01 of the concepts given, or fewer; the null of `concepts_per_neuron` says how
-many it was. Random directions (64 orthonormal ones, of neurons in their own standard deviations) have the
-same information without privileged axes: where neurons tell no more than these do, what is told is
-the layer's doing and not its neurons'.
+many it was. Random directions (64 orthonormal ones, of neurons in their own standard deviations)
+have the same information without privileged axes: where neurons tell no more than these do, what is
+told is the layer's doing and not its neurons'.
 
 A neuron is dead that was on no token beyond 1% of the layer's typical activation (the mean over
 neurons of the root mean square): of ReLU neurons those that are never active, of smooth ones those
