@@ -1,4 +1,4 @@
-"""Draws the README's picture from the tables of a run: `make picture ARGS="runs demo-seed0-..."`.
+"""Draws the README's pictures of a run from its tables: `make picture ARGS="runs demo-seed0-..."`.
 
 Without a run's name the last one under the root is drawn.
 """
@@ -14,25 +14,33 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 import monitor
-from monitor.demo.view import half_width
+from monitor.demo.view import CONCEPTS, LAYER, called, followed, half_width
 
-_PICTURE = Path(__file__).with_name("demo.png")
+_HEADS = Path(__file__).with_name("demo.png")
+_CONCEPTS = Path(__file__).with_name("concepts.png")
 _SERIES = (
     ("previous_token", "previous-token score", "#3b6fb6"),
     ("prefix_matching", "prefix matching (induction)", "#c2452d"),
 )
+_COLOURS = ("#3b6fb6", "#c2452d", "#2e7d4f")
 
 
 def main() -> None:
-    """Writes the picture beside this file."""
+    """Writes the pictures beside this file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("root", nargs="?", default="runs")
     parser.add_argument("run", nargs="?")
     options = parser.parse_args()
     run = options.run or monitor.read(options.root, "attempts")["run"].max()
-    heads = monitor.read(options.root, "induction", run=run)
-    in_context = monitor.read(options.root, "in_context", run=run)
     mpl.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
+    _heads(options.root, run)
+    _concepts(options.root, run)
+
+
+def _heads(root: str, run: str) -> None:
+    """Attention heads, and the in-context score."""
+    heads = monitor.read(root, "induction", run=run)
+    in_context = monitor.read(root, "in_context", run=run)
     figure, (above, below) = plt.subplots(
         2, 1, figsize=(7.2, 4.8), sharex=True, height_ratios=(3, 2), layout="constrained"
     )
@@ -49,7 +57,31 @@ def main() -> None:
     above.set_title(
         "Every head of a 2-layer transformer while it trains on Python source", loc="left"
     )
-    figure.savefig(_PICTURE, dpi=150)
+    figure.savefig(_HEADS, dpi=150)
+    plt.close(figure)
+
+
+def _concepts(root: str, run: str) -> None:
+    """How well concepts can be read off along their directions, and how these settle."""
+    rows = followed(monitor.read(root, "concepts", run=run))
+    settled = followed(monitor.settling(root, run))
+    figure, (above, below) = plt.subplots(
+        2, 1, figsize=(7.2, 4.8), sharex=True, layout="constrained"
+    )
+    for name, colour in zip(CONCEPTS, _COLOURS, strict=True):
+        own = rows[(rows["concept"] == name) & (rows["validity"] == "ok")]
+        error = own.apply(half_width, axis=1, field="auc")
+        _draw(above, own["step"], own["auc"], error, colour, label=called(name))
+        own = settled[settled["concept"] == name]
+        below.plot(own["step"], own["cosine"], color=colour, linewidth=1.8)
+        below.plot(own["step"], own["cosine_null"], color=colour, linestyle=":", linewidth=1)
+    above.axhline(0.5, color="grey", linestyle=":", linewidth=1)
+    above.set_ylabel("held-out AUC")
+    above.legend(loc="lower right", frameon=False)
+    below.set_ylabel("cosine with the\ndirection at the end")
+    below.set_xlabel("training step")
+    above.set_title(f"Concepts of Python in the residual stream after block {LAYER}", loc="left")
+    figure.savefig(_CONCEPTS, dpi=150)
     plt.close(figure)
 
 

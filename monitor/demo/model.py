@@ -14,6 +14,7 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR
 
 BATCH = 16
+CONTEXT = 128
 STEPS = 1600
 WARM_UP_STEPS = 50
 GRADIENT_NORM = 1.0
@@ -26,7 +27,7 @@ class AttentionOnly(nn.Module):
         self,
         *,
         vocab_size: int = 512,
-        context: int = 128,
+        context: int = CONTEXT,
         layers: int = 2,
         width: int = 96,
         heads: int = 3,

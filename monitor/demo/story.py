@@ -8,7 +8,7 @@ import pandas as pd
 
 import monitor
 from monitor.claims import INDUCTION_CIRCUIT
-from monitor.demo.view import half_width
+from monitor.demo.view import CONCEPTS, LAYER, called, followed, half_width
 
 # No threshold fits every model; in this one it lies far above the null and below where heads end.
 _FORMED = 0.4
@@ -25,7 +25,7 @@ def story(root: Path, run: str) -> str:
     ]
     if _formed(heads, "prefix_matching") is not None:
         sentences.append(_cause(root, run))
-    return " ".join(sentences)
+    return " ".join([*sentences, *_directions(root, run)])
 
 
 def how_to_query(root: Path, run: str) -> str:
@@ -86,6 +86,37 @@ def _cause(root: Path, run: str) -> str:
         return f"{effects} That is no proof of an induction circuit: the claim is only {claim}."
     first = circuit["step"][circuit["claim"] == INDUCTION_CIRCUIT].min()
     return f"{effects} This is an induction circuit, shown first at step {first}."
+
+
+def _directions(root: Path, run: str) -> list[str]:
+    """How well concepts can be read off along their directions, and since when these settled."""
+    concepts = followed(monitor.read(root, "concepts", run=run))
+    settled = followed(monitor.settling(root, run))
+    read, since = [], []
+    for name in CONCEPTS:
+        rows = concepts[(concepts["concept"] == name) & (concepts["validity"] == "ok")]
+        if rows.empty:
+            continue
+        first, last = rows.iloc[0], rows.iloc[-1]
+        read.append(
+            f"{called(name)} {last['auc']:.2f} ± {half_width(last, 'auc'):.2f} "
+            f"({first['auc']:.2f} at step {first['step']})"
+        )
+        own = settled[settled["concept"] == name]
+        turned = own["step"][own["cosine"] < own["cosine_null"]]
+        there = own["step"][own["step"] > turned.max()] if len(turned) else own["step"]
+        since.append(f"{called(name)} since step {there.iloc[0]}")
+    if not read:
+        return []
+    readable = (
+        f"After block {LAYER} concepts of Python can be read off, along one direction each, on "
+        f"sequences on which nothing was fitted (AUC; 0.50 by chance): {', '.join(read)}."
+    )
+    lie = (
+        "As far as noise lets one tell, their directions lie as they do at the end: "
+        f"{', '.join(since)}."
+    )
+    return [readable, lie]
 
 
 def _score(in_context: pd.DataFrame) -> str:

@@ -19,8 +19,9 @@ from callbacks import TrainingDynamics
 from monitor.across import formations
 from monitor.across.printed import print_formations, print_universality
 from monitor.attempt import new_run_name
+from monitor.concepts import LabelledTokens, python_source
 from monitor.demo import corpus
-from monitor.demo.model import BATCH, GRADIENT_NORM, AttentionOnly, optimizer, warm_up
+from monitor.demo.model import BATCH, CONTEXT, GRADIENT_NORM, AttentionOnly, optimizer, warm_up
 from monitor.demo.story import how_to_query, story
 from monitor.demo.view import TerminalView
 
@@ -40,10 +41,15 @@ def run(*, steps: int, seed: int, root: Path, port: int, runs: int = 1) -> None:
     console = Console()
     console.print("[dim]reading the Python standard library …[/dim]")
     text = corpus.load()
+    concepts = python_source(
+        text.held_out_texts, text.tokenizer, context=CONTEXT, sequences=2 * _SEQUENCES
+    )
     finished: list[str] = []
     for one in range(seed, seed + runs):
         try:
-            name, whole = _train(console, text, steps=steps, seed=one, root=root, port=port)
+            name, whole = _train(
+                console, text, concepts, steps=steps, seed=one, root=root, port=port
+            )
         except KeyboardInterrupt:
             if not finished:
                 raise
@@ -75,7 +81,14 @@ def _compare(console: Console, root: Path, finished: list[str], runs: int) -> No
 
 
 def _train(
-    console: Console, text: corpus.Corpus, *, steps: int, seed: int, root: Path, port: int
+    console: Console,
+    text: corpus.Corpus,
+    concepts: LabelledTokens,
+    *,
+    steps: int,
+    seed: int,
+    root: Path,
+    port: int,
 ) -> tuple[str, bool]:
     """Trains one run and tells of it; its name, and whether it came to its end."""
     pl.seed_everything(seed, verbose=False)
@@ -87,6 +100,7 @@ def _train(
         root,
         run=name,
         text=_windows(text.held_out, context, stride=context),
+        concepts=[concepts],
         schedule=[*range(0, steps, _MEASURED_EVERY), steps],
         # Dense on purpose: who watches for a minute wants to see it happen, and what causes it.
         overhead=_OVERHEAD,

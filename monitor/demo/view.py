@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
@@ -19,6 +20,11 @@ from monitor.record import Measurement
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _HISTORY = 32
+
+# The concepts that are shown, after which block, and by which method their directions are found.
+CONCEPTS = ("comment", "function_name", "argument")
+LAYER = 0
+_METHOD = "diff_in_means"
 
 
 class TerminalView:
@@ -73,6 +79,7 @@ class TerminalView:
             self._head("best previous-token head", heads, "previous_token"),
             self._value("in-context score (paired), nats", in_context, "paired_score"),
             self._value("loss late in held-out text, nats", in_context, "loss_late"),
+            *self._concepts(followed(measurement.frame("concepts"))),
         ]
         if not self._console.is_terminal:
             shown = "   ".join(f"{name} {value}" for name, value, _, _ in self._rows[:3])
@@ -87,8 +94,13 @@ class TerminalView:
         name, value, null, line = self._value(name, best, field)
         return f"{name} {best['layer']}.{best['head']}", value, null, line
 
+    def _concepts(self, rows: pd.DataFrame) -> Iterator[tuple[str, str, str, str]]:
+        for _, row in rows[rows["validity"] == "ok"].iterrows():
+            if row["concept"] in CONCEPTS:
+                yield self._value(f"concept: {called(row['concept'])} (AUC)", row, "auc")
+
     def _value(self, name: str, row: pd.Series, field: str) -> tuple[str, str, str, str]:
-        history = self._history.setdefault(field, [])
+        history = self._history.setdefault(name if field == "auc" else field, [])
         history.append(float(row[field]))
         value = f"{row[field]:+.2f}" if row[field] < 0 else f"{row[field]:.2f}"
         value += f" ± {half_width(row, field):.2f}"
@@ -104,6 +116,17 @@ class TerminalView:
             table.add_row(name, Text(value, "bold"), Text(null, "dim"), Text(line, "cyan"))
         where = Text(f"{self._metrics}{self._tables}   Ctrl-C stops and keeps the run", "dim")
         return Panel(Group(self._progress, Text(), table, Text(), where), title=self._title)
+
+
+def followed(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the layer and the method that are shown."""
+    shown: pd.DataFrame = rows[(rows["layer"] == LAYER) & (rows["method"] == _METHOD)]
+    return shown
+
+
+def called(concept: str) -> str:
+    """A concept's name in a sentence."""
+    return concept.replace("_", " ")
 
 
 def half_width(row: pd.Series, field: str) -> float:

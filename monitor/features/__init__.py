@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from monitor.features.analogies import WordProductsCollector
 from monitor.features.collecting import Chunk, Collector, collect
 from monitor.features.directions import (
     FEWEST,
@@ -21,6 +22,7 @@ from monitor.parts import Parts
 from monitor.stimuli import Stimulus
 
 COLLECTORS: Mapping[str, Callable[[Parts, Stimulus], Collector]] = {
+    "analogies": WordProductsCollector,
     "directions": DirectionsCollector,
     "sparse": SparseCollector,
     "readable": ReadableCollector,

@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, Int, Int8
 from torch import Tensor
 
 from monitor.features.collecting import Chunk
-from monitor.features.fitting import Moments, logistic, mass_means
+from monitor.features.fitting import Moments, logistic, mass_means, noise_dimensions
 from monitor.features.scores import Counts, Scores
 from monitor.features.tasks import control_labels
 from monitor.labels import EVALUATION, FIRST_HALF, SECOND_HALF, Labels
@@ -31,6 +32,8 @@ METHODS = ("diff_in_means", "mass_mean", "logistic")
 FEWEST = 8
 
 NO_CONCEPTS = "no concepts were given: pass concepts="
+
+_NO_SEQUENCES = "there are no sequences to fit directions on: pass more text"
 
 # Logistic regression looks at all its tokens again and again, so these are kept; those of a large
 # model's layer are 3 MB.
@@ -46,8 +49,8 @@ class Directions:
     A token is taken to have the concept where its product with the direction is above
     `thresholds`. `halves` were found on one half of the fitted sequences each; `counts` say how
     tokens score along directions in sequences that were not fitted, by concept and by control task
-    (None: not kept). `dimensions` is the participation ratio of all the tokens' covariance,
-    `tokens` how many are labelled, and `sequences` how many of those not fitted on have some.
+    (None: not kept). `dimensions` is how many the noise of each method is spread over, `tokens` how
+    many are labelled, and `sequences` how many of those not fitted on have some.
     """
 
     layers: tuple[int, ...]
@@ -56,7 +59,7 @@ class Directions:
     thresholds: Float[Tensor, "layer concept method"]
     halves: Float[Tensor, "half layer concept method feature"]
     counts: Counts | None  # [layer concept method task group side bin]
-    dimensions: Float[Tensor, " layer"]
+    dimensions: Float[Tensor, "layer method"]
     tokens: Int[Tensor, "split concept side"]
     sequences: Int[Tensor, " concept"]
 
@@ -90,9 +93,10 @@ class DirectionsCollector:
         if labels is None or not labels.names:
             raise UnseenError(NO_CONCEPTS)
         self._labels = labels
-        self._targets = torch.cat([labels.values, control_labels(stimulus)])
+        self._targets = torch.cat([labels.values, control_labels(stimulus)]) * labels.used
         self._kept = _spread(labels)
-        self._layers = [_Layer() for _ in range(len(parts.blocks) + 1)]
+        self._layers: dict[int, _Layer] = {}
+        self._reasons = [block.reasons.get("residual") for block in parts.blocks]
 
     def see(
         self, site: Site, layer: int, rows: Float[Tensor, "token feature"], chunk: Chunk
@@ -100,28 +104,32 @@ class DirectionsCollector:
         """Adds up what is fitted on, and scores the rest."""
         if site == "residual_before" and layer > 0:
             return
-        place = self._layers[0 if site == "residual_before" else layer + 1]
+        place = self._layers.setdefault(-1 if site == "residual_before" else layer, _Layer())
         labels = chunk.of(self._targets).to(rows.device)
         if chunk.split == EVALUATION:
-            place.score(rows.float(), labels, chunk.row.to(rows.device))
+            place.score(rows, labels, chunk.row.to(rows.device))
         else:
             kept = self._kept[chunk.row, chunk.position].to(rows.device)
-            place.add(rows.float(), labels, kept, chunk.split)
+            place.add(rows, labels, kept, chunk.split)
 
     def turn(self, split: int) -> None:
         """Fits, once there is something to score."""
         if split == SECOND_HALF:
-            for layer in self._layers:
+            for layer in self._layers.values():
                 layer.fit()
 
     def collected(self) -> Directions:
-        """What was found in all layers."""
+        """What was found in the layers that were seen."""
+        if not self._layers:
+            raise UnseenError(next(filter(None, self._reasons), _NO_SEQUENCES))
+        numbers = sorted(self._layers)
+        layers = [self._layers[number] for number in numbers]
         concepts = len(self._labels.names)
-        counts = torch.stack([layer.counts() for layer in self._layers])
-        vectors = torch.stack([layer.vectors for layer in self._layers]).cpu()
-        thresholds = torch.stack([layer.thresholds for layer in self._layers]).cpu()
-        halves = torch.stack([layer.halves for layer in self._layers], dim=1).cpu()
-        values, split = self._labels.values, self._labels.split
+        counts = torch.stack([layer.counts() for layer in layers])
+        vectors = torch.stack([layer.vectors for layer in layers]).cpu()
+        thresholds = torch.stack([layer.thresholds_from_0() for layer in layers]).cpu()
+        halves = torch.stack([layer.halves for layer in layers], dim=1).cpu()
+        values, split = self._targets[:concepts], self._labels.split
         tokens = torch.stack(
             [
                 torch.stack([(values[:, split == part] == side).sum((1, 2)) for side in (1, -1)], 1)
@@ -129,13 +137,13 @@ class DirectionsCollector:
             ]
         )
         return Directions(
-            layers=tuple(range(-1, len(self._layers) - 1)),
+            layers=tuple(numbers),
             names=self._labels.names,
             vectors=rearrange(vectors, "l m t f -> l t m f")[:, :concepts],
             thresholds=rearrange(thresholds, "l m t -> l t m")[:, :concepts],
-            halves=rearrange(halves, "h l m t f -> h l t m f")[:, :, :concepts],
+            halves=rearrange(halves, "h l m t f -> h l t m f"),
             counts=rearrange(counts, "l m (k c) g s b -> l c m k g s b", k=2),
-            dimensions=torch.tensor([layer.dimensions for layer in self._layers]),
+            dimensions=torch.stack([layer.dimensions for layer in layers]).cpu(),
             tokens=tokens,
             sequences=(values[:, split == EVALUATION] != 0).any(2).sum(1),
         )
@@ -151,17 +159,31 @@ class _Half:
     rows: list[Float[Tensor, "token feature"]] = field(default_factory=list)
     labels: list[Int8[Tensor, "target token"]] = field(default_factory=list)
 
+    def of(self, targets: int) -> _Half:
+        """What there is of the first few targets."""
+        return _Half(
+            moments=self.moments,
+            count=self.count[:targets],
+            sum=self.sum[:targets],
+            rows=self.rows,
+            labels=[labels[:targets] for labels in self.labels],
+        )
+
 
 @dataclass(slots=True, eq=False)
 class _Layer:
-    """One layer's sums, then its directions, [method target feature], then how tokens score."""
+    """One layer's sums, then its directions, [method target feature], then how tokens score. All
+    as seen from `origin`, the mean of the first tokens: one that is large beside what tokens differ
+    by would cost digits.
+    """
 
+    origin: Tensor = field(default_factory=lambda: torch.empty(0))
     sums: dict[int, _Half] = field(default_factory=dict)
     vectors: Tensor = field(default_factory=lambda: torch.empty(0))
     thresholds: Tensor = field(default_factory=lambda: torch.empty(0))
     halves: Tensor = field(default_factory=lambda: torch.empty(0))
     scores: Scores | None = None
-    dimensions: float = float("nan")
+    dimensions: Tensor = field(default_factory=lambda: torch.empty(0))
 
     def add(
         self,
@@ -170,6 +192,9 @@ class _Layer:
         kept: Bool[Tensor, " token"],
         half: int,
     ) -> None:
+        if not self.sums:
+            self.origin = rows.float().mean(0)
+        rows = rows.float() - self.origin
         if half not in self.sums:
             shape = (len(labels), 2)
             self.sums[half] = _Half(
@@ -189,9 +214,10 @@ class _Layer:
 
     def fit(self) -> None:
         if set(self.sums) != {FIRST_HALF, SECOND_HALF}:
-            raise UnseenError("there are no sequences to fit directions on: pass more text")
+            raise UnseenError(_NO_SEQUENCES)
         first, second = self.sums[FIRST_HALF], self.sums[SECOND_HALF]
-        self.halves = torch.stack([_fitted(half)[0] for half in (first, second)])
+        concepts = len(first.count) // 2
+        self.halves = torch.stack([_fitted(half.of(concepts))[0] for half in (first, second)])
         whole = _Half(
             moments=first.moments + second.moments,
             count=first.count + second.count,
@@ -202,7 +228,7 @@ class _Layer:
         self.sums.clear()
         self.vectors, self.thresholds = _fitted(whole)
         covariance = whole.moments.covariance()
-        self.dimensions = float(covariance.trace() ** 2 / covariance.square().sum())
+        self.dimensions = noise_dimensions(covariance, whole.moments.count)
         flat = self.vectors.flatten(0, 1)
         spread = (flat @ covariance * flat).sum(1).clamp(min=0).sqrt()
         self.scores = Scores(self.thresholds.flatten(), spread)
@@ -214,12 +240,18 @@ class _Layer:
         row: Int[Tensor, " token"],
     ) -> None:
         if self.scores is not None:
-            along = self.vectors.flatten(0, 1) @ rows.T
+            along = self.vectors.flatten(0, 1) @ (rows.float() - self.origin).T
             self.scores.add(along, labels.repeat(len(METHODS), 1), row)
+
+    def thresholds_from_0(self) -> Float[Tensor, "method target"]:
+        """The thresholds of products with the stream as it is."""
+        if self.scores is None:
+            raise UnseenError(_NO_SEQUENCES)
+        return self.thresholds + self.vectors @ self.origin
 
     def counts(self) -> Counts:
         if self.scores is None:
-            raise UnseenError("there are no sequences to fit directions on: pass more text")
+            raise UnseenError(_NO_SEQUENCES)
         return torch.unflatten(self.scores.counts, 0, self.vectors.shape[:2])
 
 
@@ -241,12 +273,19 @@ def _fitted(
 
 
 def _spread(labels: Labels) -> Bool[Tensor, "batch position"]:
-    """At most `_KEPT` labelled tokens to fit on, spread evenly over both halves."""
+    """At most `_KEPT` labelled tokens to fit on, half of them in each half: as many of each side of
+    each concept as there can be, so that none is crowded out by one that is more frequent.
+    """
+    random = np.random.default_rng(0)
+    sides = [values == side for values in labels.values for side in (1, -1)]
     kept = torch.zeros_like(labels.used)
     for half in (FIRST_HALF, SECOND_HALF):
-        labelled = (labels.values != 0).any(0) & (labels.split == half)[:, None] & labels.used
-        places = labelled.nonzero()
-        some = torch.linspace(0, max(0, len(places) - 1), min(len(places), _KEPT // 2))
-        row, position = places[some.round().long()].unbind(1)
+        places = ((labels.split == half)[:, None] & labels.used).nonzero()
+        turn = np.full(len(places), np.inf)
+        for side in sides:
+            of_side = side[places[:, 0], places[:, 1]].numpy().nonzero()[0]
+            turn[of_side] = np.minimum(turn[of_side], random.permutation(len(of_side)))
+        first = turn.argsort(kind="stable")[: min(_KEPT // 2, np.isfinite(turn).sum())]
+        row, position = places[torch.from_numpy(first)].unbind(1)
         kept[row, position] = True
     return kept

@@ -18,6 +18,9 @@ from torch import Tensor
 # be told apart: what is learnt of them then is mostly noise.
 PENALTY = 0.1
 
+# So many directions of noise make 2016 pairs.
+_DRAWS = 64
+
 _MOST_STEPS = 1000
 _CONVERGED = 1e-4
 
@@ -88,12 +91,42 @@ def mass_means(
     covariance: Float[Tensor, "feature feature"],
     count: int,
 ) -> Float[Tensor, "direction feature"]:
-    """The differences of class means times the inverse of the shrunk covariance."""
+    """The differences of class means times the inverse of the shrunk covariance. NaN where that
+    is not finite.
+    """
+    return torch.cholesky_solve(differences.T, _factor(shrunk(covariance, count))).T
+
+
+def noise_dimensions(
+    covariance: Float[Tensor, "feature feature"], count: int
+) -> Float[Tensor, " method"]:
+    """Over how many dimensions the direction is spread that each method finds where labels mean
+    nothing: 1 over the mean squared cosine of two such directions, drawn at random.
+
+    A difference of means then is as likely as any that has the tokens' covariance, and logistic
+    regression, whose weights are small, takes one step towards its optimum.
+    """
+    features = len(covariance)
     tame = shrunk(covariance, count)
+    drawn = torch.randn(_DRAWS, features, generator=torch.Generator().manual_seed(0))
+    means = drawn.to(covariance) @ _factor(tame).T
+    spread = tame.diagonal().clamp(min=0).sqrt()
+    scale = torch.where(spread > 0, 1 / spread, torch.zeros_like(spread))
+    bends = tame * scale * scale[:, None] / 4 + PENALTY * torch.eye(features).to(tame)
+    weights = torch.cholesky_solve((means * scale).T, _factor(bends)).T * scale
+    found = torch.stack([means, mass_means(means, covariance, count), weights])
+    cosines = F.normalize(found, dim=-1) @ F.normalize(found, dim=-1).mT
+    pairs = cosines.square().sum((1, 2)) - _DRAWS
+    return _DRAWS * (_DRAWS - 1) / pairs
+
+
+def _factor(matrix: Float[Tensor, "feature feature"]) -> Float[Tensor, "feature feature"]:
+    """The lower Cholesky factor; NaN where there is none."""
     # Features that never vary, as zeros that training has not touched yet, have nothing to invert.
-    floor = torch.finfo(tame.dtype).eps * tame.diagonal().mean().clamp(min=1e-30)
-    factor = torch.linalg.cholesky(tame + floor * torch.eye(len(tame)).to(tame))
-    return torch.cholesky_solve(differences.T, factor).T
+    floor = torch.finfo(matrix.dtype).eps * matrix.diagonal().mean().clamp(min=1e-30)
+    floored = matrix + floor * torch.eye(len(matrix)).to(matrix)
+    factor, failed = torch.linalg.cholesky_ex(floored)
+    return torch.where(failed == 0, factor, torch.nan)
 
 
 def logistic(
@@ -101,7 +134,7 @@ def logistic(
 ) -> tuple[Float[Tensor, "direction feature"], Float[Tensor, " direction"]]:
     """Weights and intercepts that tell tokens labelled 1 from those labelled -1, all directions at
     once; the least mean loss, with half of `PENALTY` times the squared weights of features scaled
-    to unit variance.
+    to unit variance. NaN where it was not found.
 
     Found by accelerated gradient descent (Nesterov 2004): the problem is strongly convex.
     """
@@ -115,9 +148,8 @@ def logistic(
     share /= share.sum(1, keepdim=True).clamp(min=1)
     penalty = torch.full_like(inputs[0], PENALTY)
     penalty[-1] = 1e-3 * PENALTY
-    # The curvature of no direction's loss is larger.
-    curvature = _largest_curvature(inputs, share) + PENALTY
-    momentum = (1 - (PENALTY / curvature) ** 0.5) / (1 + (PENALTY / curvature) ** 0.5)
+    curvature = _largest_curvatures(inputs, share)[:, None] + PENALTY
+    momentum = (1 - (PENALTY / curvature).sqrt()) / (1 + (PENALTY / curvature).sqrt())
     weights = inputs.new_zeros(len(labels), inputs.shape[1])
     ahead = weights
     for step in range(_MOST_STEPS):
@@ -126,24 +158,24 @@ def logistic(
         moved = ahead - gradient / curvature
         ahead = moved + momentum * (moved - weights)
         weights = moved
-        if step % 20 == 19 and float(gradient.abs().max()) < _CONVERGED:
+        off = gradient.abs().amax(1)
+        # What is not finite will never be.
+        if step % 20 == 19 and not bool((off >= _CONVERGED).any()):
             break
+    weights = torch.where(off < _CONVERGED, weights.T, torch.nan).T
     directions = weights[:, :-1] * scale
     return directions, weights[:, -1] - directions @ mean
 
 
-def _largest_curvature(
+def _largest_curvatures(
     inputs: Float[Tensor, "token feature"], share: Float[Tensor, "direction token"]
-) -> float:
-    """At least the largest second derivative of any direction's loss, by power iteration."""
-    some = share.amax(0)
-    vector = torch.ones_like(inputs[0]) / len(inputs[0]) ** 0.5
-    length = 0.0
+) -> Float[Tensor, " direction"]:
+    """Of each direction's loss at least the largest second derivative, by power iteration."""
+    vectors = torch.ones_like(share @ inputs)
+    lengths: Tensor = vectors.norm(dim=1)
     for _ in range(20):
-        vector = (inputs @ vector * some) @ inputs
-        length = float(vector.norm())
-        if length == 0:
-            return 0.25
-        vector = vector / length
+        vectors = vectors / lengths.clamp(min=1e-30)[:, None]
+        vectors = (vectors @ inputs.T * share) @ inputs
+        lengths = vectors.norm(dim=1)
     # The loss bends by a quarter at most; the iteration may not have come quite to the end.
-    return 0.25 * 1.2 * length
+    return 0.25 * 1.2 * lengths

@@ -16,8 +16,6 @@ import torch
 from jaxtyping import Float, Int, Int8
 from torch import Tensor
 
-from monitor.estimate import jackknife_stderr
-
 # Of one score and 16 groups they take 32 KiB; a pair of normal scores 1 sd apart has its area to
 # within a thousandth.
 BINS = 256
@@ -115,7 +113,15 @@ def tokens_counted(counts: Counts) -> Int[Tensor, "*scored side"]:
 def _with_stderr(estimate: Callable[[Tensor], Tensor], counts: Counts) -> tuple[Tensor, Tensor]:
     whole = counts.sum(-3)
     without = (whole.unsqueeze(-3) - counts).movedim(-3, 0)
-    return estimate(whole), jackknife_stderr(torch.stack([estimate(left) for left in without]))
+    replicates = torch.stack([estimate(left) for left in without])
+    # A group of which nothing was counted is none.
+    counted = (counts != 0).any((-2, -1)).movedim(-1, 0)
+    counted = counted.reshape(len(counted), *replicates.shape[1:], -1).any(-1)
+    groups = counted.sum(0)
+    mean = torch.where(counted, replicates, 0.0).sum(0) / groups
+    squares = torch.where(counted, (replicates - mean).square(), 0.0).sum(0)
+    error = (squares * (groups - 1) / groups).sqrt()
+    return estimate(whole), torch.where(groups > 1, error, torch.nan)
 
 
 def _area(counts: Int[Tensor, "*scored side bin"]) -> Float[Tensor, "*scored"]:

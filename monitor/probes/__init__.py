@@ -11,12 +11,14 @@ from monitor.ablating import Stage
 from monitor.evidence import Evidence
 from monitor.probes import (
     ablation,
+    analogies,
     attribution,
     circuit,
     composition,
     concepts,
     copying,
     directions,
+    geometry,
     heads,
     in_context,
     induction,
@@ -58,6 +60,8 @@ PROBES = (
     Probe(spec=circuit.SPEC, compute=circuit.compute),
     Probe(spec=concepts.SPEC, compute=concepts.compute),
     Probe(spec=directions.SPEC, compute=directions.compute),
+    Probe(spec=geometry.SPEC, compute=geometry.compute),
+    Probe(spec=analogies.SPEC, compute=analogies.compute),
     Probe(spec=superposition.SPEC, compute=superposition.compute),
     Probe(spec=neurons.SPEC, compute=neurons.compute),
     Probe(spec=top_neurons.SPEC, compute=top_neurons.compute),

@@ -135,9 +135,12 @@ def compute(evidence: Evidence) -> dict[str, Any]:
     if found is None:
         return unseen(SPEC, why)
     columns: dict[str, Any] = {}
+    fitted = found.vectors.isfinite().all(-1)
     for field, estimate in (("auc", auc), ("accuracy", accuracy), ("selectivity", selectivity)):
         counts = found.counts if field == "selectivity" else found.counts[:, :, :, 0]
         value, stderr = estimate(counts)
+        # What cannot be scored must not look like chance.
+        value = torch.where(fitted, value, torch.nan)
         null = torch.full_like(value, 0.0 if field == "selectivity" else 0.5)
         columns |= {field: value, f"{field}_stderr": stderr, f"{field}_null": null}
     columns |= _split_half(found)
@@ -158,7 +161,7 @@ def compute(evidence: Evidence) -> dict[str, Any]:
 
 def _split_half(found: Directions) -> dict[str, Tensor]:
     cosine = found.split_half
-    spread = found.dimensions[:, None, None].rsqrt().expand_as(cosine)
+    spread = found.dimensions[:, None].rsqrt().expand_as(cosine)
     return {
         "split_half": cosine,
         "split_half_null": torch.zeros_like(cosine),
@@ -173,7 +176,7 @@ def _drift(field: str, found: Directions, earlier: Observation | None) -> dict[s
         return dict.fromkeys(names)
     cosine = torch.cosine_similarity(found.vectors, before.vectors, dim=-1)
     expected = (found.reliability * before.reliability).sqrt()
-    spread = noise_spread(expected, found.dimensions[:, None, None].expand_as(expected))
+    spread = noise_spread(expected, found.dimensions[:, None].expand_as(expected))
     return dict(zip(names, (cosine, expected, spread), strict=True))
 
 

@@ -35,9 +35,14 @@ def _probes(rounds: int) -> Iterator[Table]:
     yield timing.probes(torch.device("cpu"), torch.float32, rounds)
 
 
+def _features(rounds: int) -> Iterator[Table]:
+    yield timing.features(torch.device("cpu"), torch.float32, rounds)
+
+
 TABLES: dict[str, Callable[[int], Iterator[Table]]] = {
     "time": _time,
     "probes": _probes,
+    "features": _features,
     "memory": lambda _: iter([memory.peaks()]),
     "context": lambda _: iter([memory.growth()]),
     "losses": lambda _: iter([memory.losses()]),

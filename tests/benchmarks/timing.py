@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 
 import torch
@@ -17,7 +17,8 @@ from rich.table import Table
 from torch import nn
 
 from monitor.anatomy import find_language_model
-from monitor.probes import PROBES
+from monitor.concepts import Concept
+from monitor.probes import PROBES, Probe
 from monitor.record import Moment
 from monitor.subject import StimulusOptions, Subject
 from tests.benchmarks.works import (
@@ -43,6 +44,43 @@ def table(device: torch.device, dtype: torch.dtype, rounds: int) -> Table:
         medians = [statistics.median(ratios) for ratios in zip(*of_rounds, strict=True)]
         printed.add_row(name, f"{sequences} × {positions}", *(f"{ratio:.2f}" for ratio in medians))
     return printed
+
+
+def features(device: torch.device, dtype: torch.dtype, rounds: int) -> Table:
+    """A row for each probe of labelled text alone, and one for all of them together, in all layers,
+    with ten concepts: beside the model's own pass on the same text.
+    """
+    name, sequences, positions = "GPT-2 small", 8, 257
+    chosen = {probe.spec.name: [probe] for probe in PROBES if _of_labelled(probe)}
+    chosen["all of them"] = [probe for (probe,) in chosen.values()]
+    model = MODELS[name](positions).to(device, dtype)
+    subject = _subject(model, sequences, positions, [_concept(digit) for digit in range(10)])
+    floor, stimulus = forward(model), subject.stimuli["concepts"]
+    ratios: dict[str, list[float]] = {what: [] for what in chosen}
+    for number in range(rounds + 1):
+        once = _seconds(lambda: floor(stimulus), device)
+        for what, its in chosen.items():
+            spent = _seconds(lambda its=its: subject.measure(its, _MOMENT), device)
+            if number > 0:
+                ratios[what].append(spent / once)
+    batch, _ = stimulus.tokens.shape
+    printed = Table(
+        title=f"Time in all layers ÷ the model's own pass on labelled text ({name}, "
+        f"{batch} × {positions}, {device.type}, {dtype})"
+    )
+    printed.add_column("probe")
+    printed.add_column("÷ pass", justify="right")
+    for what, of_probe in ratios.items():
+        printed.add_row(what, f"{statistics.median(of_probe):.2f}")
+    return printed
+
+
+def _of_labelled(probe: Probe) -> bool:
+    return {stimulus for stimulus, _ in probe.spec.needs} == {"concepts"}
+
+
+def _concept(digit: int) -> Concept:
+    return Concept(f"digit_{digit}", label=lambda ids: ids // 7 % 10 == digit)
 
 
 def probes(device: torch.device, dtype: torch.dtype, rounds: int) -> Table:
@@ -77,10 +115,14 @@ def _of_probes(
     return {name: statistics.median(of_probe) for name, of_probe in ratios.items()}
 
 
-def _subject(model: nn.Module, sequences: int, positions: int) -> Subject:
+def _subject(
+    model: nn.Module, sequences: int, positions: int, concepts: Sequence[Concept] = ()
+) -> Subject:
     """The model on stimuli of so many positions."""
-    text = stimulus_for(model, sequences, positions).tokens
-    options = StimulusOptions(text=text, context=positions, sequences=max(2, sequences))
+    text = stimulus_for(model, 2 * sequences if concepts else sequences, positions).tokens
+    options = StimulusOptions(
+        text=text, concepts=concepts, context=positions, sequences=max(2, sequences)
+    )
     return Subject.new(model, find_language_model(model), PROBES, options)
 
 

@@ -42,6 +42,7 @@ NOTHING_THERE = {
 # edge is of another kind, or a layer has no MLP.
 MAY_LACK = {
     "concepts": ("drift_previous", "drift_first"),
+    "geometry": ("cosine_disattenuated", "label_overlap"),
     "residual": ("cka_previous", "cka_first"),
     "heads": ("key_composition", "over_random"),
     "circuit": ("key_composition", "contrast"),
@@ -233,7 +234,7 @@ PACKAGE = Path(monitor.record.__file__).parent
 
 def shaped_modules() -> list[str]:
     """Modules of `monitor` that annotate shapes and take no arguments from users."""
-    from_users = {"anatomy", "concepts.naming"}
+    from_users = {"analogies", "anatomy", "concepts.naming"}
     paths = sorted(PACKAGE.rglob("*.py"))
     names = {".".join(p.relative_to(PACKAGE).with_suffix("").parts): p for p in paths}
     return [
