@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import duckdb
@@ -78,6 +79,29 @@ def connect(root: str | Path) -> duckdb.DuckDBPyConnection:
             """  # noqa: S608
         )
     return connection
+
+
+def decoded(contexts: pd.Series, decode: Callable[[list[int]], str]) -> pd.Series:
+    r"""The contexts of `top_neurons` as text, by what turns token ids into it: the `decode` of the
+    model's own tokenizer. Line breaks are written as \n, and brackets stay around the token.
+
+    >>> words = ["the", " king", " and", " queen"]
+    >>> decode = lambda ids: "".join(words[token] for token in ids)
+    >>> decoded(pd.Series(["0 1 [2] 3 | 0 [1]", None]), decode).tolist()
+    ['the king[ and] queen | the[ king]', None]
+    """
+
+    def of_one(context: str) -> str:
+        before, token, after = re.split(r"[\[\]]", context)
+        text = [decode([int(id_) for id_ in ids.split()]) for ids in (before, token, after)]
+        return "{}[{}]{}".format(*text).replace("\n", "\\n")
+
+    def of_all(told: object) -> str | None:
+        if not isinstance(told, str):
+            return None
+        return " | ".join(of_one(context) for context in told.split(" | ") if context)
+
+    return pd.Series([of_all(told) for told in contexts], index=contexts.index, dtype=object)
 
 
 def _newest(folder: Path) -> Path | None:

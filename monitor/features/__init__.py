@@ -15,6 +15,7 @@ from monitor.features.directions import (
     Directions,
     DirectionsCollector,
 )
+from monitor.features.neurons import NeuronsCollector
 from monitor.features.readable import ReadableCollector
 from monitor.features.sparse import SparseCollector
 from monitor.parts import Parts
@@ -25,6 +26,7 @@ COLLECTORS: Mapping[str, Callable[[Parts, Stimulus], Collector]] = {
     "directions": DirectionsCollector,
     "sparse": SparseCollector,
     "readable": ReadableCollector,
+    "neurons": NeuronsCollector,
 }
 
 __all__ = [

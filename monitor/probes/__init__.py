@@ -23,9 +23,11 @@ from monitor.probes import (
     in_context,
     induction,
     logit_lens,
+    neurons,
     residual,
     sparse_probing,
     superposition,
+    top_neurons,
 )
 from monitor.record import ProbeSpec, expect_one_of
 
@@ -61,6 +63,8 @@ PROBES = (
     Probe(spec=geometry.SPEC, compute=geometry.compute),
     Probe(spec=analogies.SPEC, compute=analogies.compute),
     Probe(spec=superposition.SPEC, compute=superposition.compute),
+    Probe(spec=neurons.SPEC, compute=neurons.compute),
+    Probe(spec=top_neurons.SPEC, compute=top_neurons.compute),
 )
 
 
