@@ -35,15 +35,18 @@ each_model = pytest.mark.parametrize("kind", MODELS)
 
 # What cannot be interpreted of models with random weights: there is nothing of the kind in them.
 NOTHING_THERE = {
+    "neurons": {"no neurons: it adds nothing of an mlp's to its stream"},
+    "top_neurons": {"no neurons: it adds nothing of an mlp's to its stream"},
     "ablation": {"no head shows prefix matching"},
     "circuit": {"no head attends as in an induction circuit"},
     "sparse_probing": {"no neurons: it adds nothing of an mlp's to its stream"},
 }
 # Columns that may lack entries in an ok row: there is no earlier measurement, no test was made, an
-# edge is of another kind, or a layer has no MLP.
+# edge is of another kind, a layer has no MLP, or has activations below 0.
 MAY_LACK = {
     "concepts": ("drift_previous", "drift_first"),
     "geometry": ("cosine_disattenuated", "label_overlap"),
+    "neurons": ("class_selectivity",),
     "residual": ("cka_previous", "cka_first"),
     "heads": ("key_composition", "over_random"),
     "circuit": ("key_composition", "contrast"),
