@@ -1,9 +1,10 @@
-"""Dictionaries of a model's residual stream and of its untrained twin's, trained further at each
+"""Dictionaries of a model's residual stream and of its untrained twins', trained further at each
 measurement and told of on sequences that they were not trained on.
 
 Sparse autoencoders need the same activations over and over, so this takes passes of its own: one
 over the sequences to fit on, and four over those for evaluation: as the model is, with what the
-dictionary makes of the stream in its place, with zeros and with the mean. Then as many on the twin.
+dictionary makes of the stream in its place, with zeros and with the mean. Of a twin, which has no
+loss to recover, the activations are enough.
 No more than a fixed number of activations is held, and only while a dictionary is trained.
 
 Shapes: `batch` sequences for evaluation; `token` those of some sequences that are looked at;
@@ -42,11 +43,12 @@ _FEWEST_SEQUENCES, _FEWEST_TOKENS = 2, 64
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """Which `layers` have a dictionary (None: the one in the middle), of at most how many `tokens`
-    it is made, and how it is trained.
+    it is made, beside that of how many `twins`, and how it is trained.
     """
 
     layers: tuple[int, ...] | None = None
     tokens: int = 16_384
+    twins: int = 3
     training: Training = field(default_factory=Training)
 
 
@@ -58,8 +60,8 @@ class Learned:
     fired: Bool[Tensor, " latent"]
 
 
-Dictionaries = Mapping[tuple[bool, int], Learned]
-"""By whether it is the twin's, and by layer."""
+Dictionaries = Mapping[tuple[int, int], Learned]
+"""By whose it is, the model's (0) or a twin's (1 and on), and by layer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -69,9 +71,9 @@ class Evaluated:
     `squares` and `sums` are those of rows from a fixed point, `residual` of what the dictionary
     missed; `fires` counts the tokens on which a latent did. `losses` are summed over so many
     `predictions`: of the `model`, and with the `dictionary`, `zero` or the `mean` of the rows to
-    fit on in the place of the stream; None where the logits are not known. `cosine` and `fired` say
-    how near a latent is to where it was at the previous measurement, and whether it fired then;
-    None at the first.
+    fit on in the place of the stream; None of a twin, and where the logits are not known. `cosine`
+    and `fired` say how near a latent is to where it was at the previous measurement, and whether it
+    fired then; None at the first.
     """
 
     tokens: Int[Tensor, " batch"]
@@ -87,11 +89,11 @@ class Evaluated:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LayerDictionary:
-    """A layer's dictionary, on the model and on its untrained twin."""
+    """A layer's dictionary, on the model and on its untrained twins."""
 
     layer: int
     model: Evaluated
-    twin: Evaluated
+    twins: tuple[Evaluated, ...]
 
 
 def observe_dictionaries(
@@ -101,7 +103,7 @@ def observe_dictionaries(
     options: Options | None = None,
 ) -> tuple[tuple[LayerDictionary, ...], Dictionaries]:
     """Trains dictionaries on from `earlier` ones, and says what they make of the model; returns
-    them too. The clock is the model's: the twin's has as many steps.
+    them too. The clock is the model's: those of twins have as many steps, from other beginnings.
 
     Raises `UnseenError` where there is no stream, no twin or nothing to train on, and `ValueError`
     for layers that the model lacks.
@@ -121,26 +123,40 @@ def observe_dictionaries(
     told, kept = [], dict(earlier)
     for layer in layers:
         place = _Place(parts=parts, stimulus=stimulus, labels=labels, layer=layer)
-        model, kept[False, layer] = place.learned(earlier.get((False, layer)), options)
-        # As long a training, however long it takes.
-        training = dataclasses.replace(options.training, steps=model.steps, seconds=None)
-        as_long = dataclasses.replace(options, training=training)
-        with shuffled(parts.model.module):
-            twin, kept[True, layer] = place.learned(earlier.get((True, layer)), as_long)
-        told.append(LayerDictionary(layer=layer, model=model, twin=twin))
+        twin_place = dataclasses.replace(place, predict=False)
+        training = options.training
+        model, kept[0, layer] = place.learned(earlier.get((0, layer)), options.tokens, training)
+        twins = []
+        for twin in range(1, options.twins + 1):
+            # As long a training, however much time it takes.
+            as_long = dataclasses.replace(training, seconds=None, seed=training.seed + twin)
+            before = earlier.get((twin, layer))
+            with shuffled(parts.model.module, twin):
+                told_twin, kept[twin, layer] = twin_place.learned(
+                    before, options.tokens, as_long, model.steps
+                )
+            twins.append(told_twin)
+        told.append(LayerDictionary(layer=layer, model=model, twins=tuple(twins)))
     return tuple(told), kept
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Place:
-    """The stream after a layer, on a stimulus."""
+    """The stream after a layer, on a stimulus; with `predict`, and what is predicted from it."""
 
     parts: Parts
     stimulus: Stimulus
     labels: Labels
     layer: int
+    predict: bool = True
 
-    def learned(self, earlier: Learned | None, options: Options) -> tuple[Evaluated, Learned]:
+    def learned(
+        self,
+        earlier: Learned | None,
+        tokens: int,
+        training: Training,
+        stop: int | None = None,
+    ) -> tuple[Evaluated, Learned]:
         """The dictionary of the model as it is now, and what it makes of it."""
         # What is made in inference mode could not be trained on later.
         with (
@@ -148,10 +164,10 @@ class _Place:
             torch.no_grad(),
             exact(self.parts.model.device.type),
         ):
-            rows = self._rows(options)
+            rows = self._rows(tokens)
             mean = rows.mean(0)
             start = None if earlier is None else earlier.sae
-            sae, steps = train(rows, options.training, start=start)
+            sae, steps = train(rows, training, start=start, stop=stop)
             del rows
             if not sae.decoder.isfinite().all():
                 raise UnseenError("the training of the dictionary diverged")
@@ -162,19 +178,19 @@ class _Place:
             kept = Learned(sae=sae.to(torch.device("cpu")), fired=evaluated.fires.sum(0) > 0)
         return evaluated, kept
 
-    def _rows(self, options: Options) -> Float[Tensor, "token feature"]:
+    def _rows(self, tokens: int) -> Float[Tensor, "token feature"]:
         """Activations to train on, of sequences drawn at random until there are enough."""
-        random = torch.Generator().manual_seed(options.training.seed)
+        random = torch.Generator().manual_seed(0)
         fit = (self.labels.split != EVALUATION).nonzero().flatten()
         fit = fit[torch.randperm(len(fit), generator=random)]
         used = self.labels.used[fit].sum(1)
         seen: list[Tensor] = []
-        for some in fit[used.cumsum(0) - used < options.tokens].split(self._at_once):
+        for some in fit[used.cumsum(0) - used < tokens].split(self._at_once):
             _Pass(place=self, rows=some, keep=seen).run()
         found = sum(len(rows) for rows in seen)
         if found < _FEWEST_TOKENS:
             raise UnseenError(f"{found} tokens to train on: at least {_FEWEST_TOKENS} needed")
-        rows = torch.cat(seen)[: options.tokens]
+        rows = torch.cat(seen)[:tokens]
         if not rows.isfinite().all():
             raise UnseenError("the residual stream is not finite")
         return rows
@@ -203,7 +219,7 @@ class _Place:
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The sums of some sequences, and their losses."""
         seen: list[Tensor] = []
-        losses = {"model": _Pass(place=self, rows=sequences, keep=seen, predict=True).run()}
+        losses = {"model": _Pass(place=self, rows=sequences, keep=seen, predict=self.predict).run()}
         rows = torch.cat(seen)
         codes = sae.encode(rows)
         made = sae.decode(codes)
@@ -224,16 +240,17 @@ class _Place:
             "residual": summed((rows - made).square().sum(1)),
             "fires": summed((codes > 0).float()).long(),
         }
-        for name, other in (
-            ("dictionary", made),
-            ("zero", 0 * rows),
-            ("mean", mean.expand_as(rows)),
-        ):
+        if losses["model"] is None:
+            return sums, {}
+        exchanges = {
+            "dictionary": made,
+            "zero": torch.zeros_like(rows),
+            "mean": mean.expand_as(rows),
+        }
+        for name, other in exchanges.items():
             losses[name] = _Pass(place=self, rows=sequences, exchange=other, predict=True).run()
-        told = {name: loss for name, loss in losses.items() if loss is not None}
-        if told:
-            told["predictions"] = self.predicting(sequences).sum(1).double()
-        return sums, told
+        losses["predictions"] = self.predicting(sequences).sum(1).double()
+        return sums, {name: loss for name, loss in losses.items() if loss is not None}
 
     def predicting(self, rows: Int[Tensor, " sequence"]) -> Bool[Tensor, "sequence prediction"]:
         """At which positions of some sequences losses are taken."""

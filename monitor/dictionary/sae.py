@@ -24,6 +24,8 @@ _MEDIAN_ITERATIONS = 8
 # The learning rate falls to 0 over this last share of the steps.
 _FALLING = 0.25
 
+FEATURES_PER_ACTIVE = 8
+
 # Adam's, as Gao et al. have them.
 _BETAS, _EPSILON = (0.9, 0.999), 1e-8
 
@@ -31,8 +33,10 @@ _BETAS, _EPSILON = (0.9, 0.999), 1e-8
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
     """How a sparse autoencoder is trained: `steps` of `batch` tokens each at most, and `seconds` at
-    most (None: no clock). Its width is four latents a feature, but no more than `most_latents`,
-    and no more than fire `firings` times on average on the tokens that there are.
+    most (None: no clock). At most `active` latents fire on a token, and no more than one for each
+    `FEATURES_PER_ACTIVE` features: with half as many latents as features anything can be written.
+    There are four latents a feature, but no more than `most_latents`, and no more than fire
+    `firings` times on average on the tokens to train on.
     """
 
     active: int = 16
@@ -55,9 +59,13 @@ class Training:
         >>> Training().latents(4096, 768), Training().latents(1_000_000, 768)
         (1024, 3072)
         """
-        active = min(self.active, features)
+        active = self.active_of(features)
         fed = active * tokens // self.firings
         return max(active, min(4 * features, self.most_latents, fed))
+
+    def active_of(self, features: int) -> int:
+        """How many latents fire on a token of so many features."""
+        return max(1, min(self.active, features // FEATURES_PER_ACTIVE))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -122,10 +130,12 @@ def train(
     training: Training,
     *,
     start: SparseAutoencoder | None = None,
+    stop: int | None = None,
 ) -> tuple[SparseAutoencoder, int]:
     """A sparse autoencoder of these rows, and the steps that its training took: fewer than asked
     for where the time was up. It goes on from `start`, which is left as it is, where that has the
-    same shape. The same rows give the same, unless a clock ends it.
+    same shape, and ends after `stop` steps, as if the time were up. The same rows give the same, unless
+    a clock ends it, which it does after one step at the earliest.
     """
     centre = geometric_median(rows)
     scale = (rows - centre).square().mean().sqrt()
@@ -141,8 +151,6 @@ def train(
     begun, batch = time.perf_counter(), min(training.batch, len(rows))
     left = torch.empty(0, dtype=torch.long)
     for step in range(training.steps):
-        if training.seconds is not None and time.perf_counter() - begun > training.seconds:
-            return learned, step
         if len(left) < batch:
             left = torch.randperm(len(rows), generator=random)
         drawn, left = left[:batch], left[batch:]
@@ -155,6 +163,9 @@ def train(
             change = _adam(moments[name], gradient, step + 1)
             getattr(learned, name).sub_(change, alpha=training.rate * falling)
         learned.decoder.div_(learned.decoder.norm(dim=1, keepdim=True))
+        late = training.seconds is not None and time.perf_counter() - begun > training.seconds
+        if late or step + 1 == stop:
+            return learned, step + 1
     return learned, training.steps
 
 
@@ -186,7 +197,7 @@ def _fresh(
         encoder_bias=rows.new_zeros(latents),
         decoder=decoder,
         bias=rows.new_zeros(features),
-        active=min(training.active, features),
+        active=training.active_of(features),
     )
 
 

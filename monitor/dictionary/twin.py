@@ -13,7 +13,7 @@ from monitor.streams import UnseenError
 
 
 @contextmanager
-def shuffled(model: nn.Module, seed: int = 0) -> Iterator[None]:
+def shuffled(model: nn.Module, seed: int) -> Iterator[None]:
     """Inside, the entries of each weight matrix of `model` are shuffled among themselves, by the
     same permutation whenever its name, shape and the seed are the same; afterwards every parameter
     has its own memory again, which nobody wrote to. Vectors (the gains of norms, biases) are as

@@ -9,10 +9,11 @@ stream's place, beside zeros there. The first position of a sequence is left out
 never exchanged.
 
 An autoencoder finds something in any activations: on a model whose weights are random it explains
-much of the variance too (Heap et al. 2025). So the null of everything is a second one, with the
-same steps on the same tokens, of the untrained twin: the model with the entries of each weight
-matrix shuffled among themselves. But the twin predicts nothing, so that there is no loss to
-recover; that is held against a dictionary without latents, the mean.
+much of the variance too (Heap et al. 2025). So the null is the mean of three others, with as many
+steps on the same tokens, of untrained twins: the model with the entries of each weight matrix
+shuffled among themselves. They scatter more than sequences alone would have them: `_null_sd` says
+how much. A twin predicts nothing, so that there is no loss to recover; that is held against a
+dictionary without latents, the mean.
 
 Shapes: `batch` sequences; `estimate` each number, over all of them or as groups are left out;
 `latent` of the dictionary.
@@ -36,7 +37,7 @@ from monitor.record import Dim, Field, ProbeSpec
 # there is a loss to recover.
 _SIGMAS, _LEAST_LOSS = 3, 0.01
 
-_TWIN = "the untrained twin's"
+_TWIN = "the mean of untrained twins'"
 _WARM = "The learning rate and the steps since decide too: compare it with its null."
 
 SPEC = ProbeSpec(
@@ -51,13 +52,13 @@ SPEC = ProbeSpec(
             help="Share of the variance of the stream that the dictionary explains.",
             high=1,
             null=_TWIN,
+            null_sd=True,
             fooled_by="A few dimensions of large variance decide; random models have much too.",
         ),
         Field(
             name="loss_recovered",
             help="Share of the loss that zeros in the stream's place cost which the dictionary in "
             "its place does not. Missing where zeros cost nothing.",
-            high=1,
             null="the mean in the stream's place (an untrained twin has no loss to recover)",
             fooled_by="Zeros cost far more than a model without that layer would: near 1 is easy.",
         ),
@@ -66,6 +67,7 @@ SPEC = ProbeSpec(
             help="Mean number of latents that fire on a token.",
             low=0,
             null=_TWIN,
+            null_sd=True,
             fooled_by="At most k of them can, and mostly do: it says little of the model.",
         ),
         Field(
@@ -74,6 +76,7 @@ SPEC = ProbeSpec(
             low=0,
             high=1,
             null=_TWIN,
+            null_sd=True,
             fooled_by="Few tokens, or a dictionary that is larger than it need be.",
         ),
         Field(
@@ -83,6 +86,7 @@ SPEC = ProbeSpec(
             low=-1,
             high=1,
             null=_TWIN,
+            null_sd=True,
             fooled_by="It begins where it was, and so stays near. " + _WARM,
         ),
         Field(
@@ -92,6 +96,7 @@ SPEC = ProbeSpec(
             low=0,
             high=1,
             null=_TWIN,
+            null_sd=True,
             fooled_by="Rare latents fire on none of few tokens by chance. " + _WARM,
         ),
         Field(
@@ -101,6 +106,7 @@ SPEC = ProbeSpec(
             low=0,
             high=1,
             null=_TWIN,
+            null_sd=True,
             fooled_by="Rare latents fire on none of few tokens by chance. " + _WARM,
         ),
         Field(
@@ -127,17 +133,31 @@ def compute(evidence: Evidence) -> dict[str, Any]:
 
 
 def _row(told: LayerDictionary) -> dict[str, Any]:
-    batch = len(told.model.tokens)
-    row: dict[str, Any] = {"layer": told.layer, "n": batch, "validity": "ok"}
-    model, twin = _estimates(told.model), _estimates(told.twin)
-    # The mean is the dictionary's null.
-    model["loss_recovered"], twin["loss_recovered"] = _recovered(told.model.losses)
+    row: dict[str, Any] = {"layer": told.layer, "n": len(told.model.tokens), "validity": "ok"}
+    seen, twins = _estimates(told.model), [_estimates(twin) for twin in told.twins]
     for field in SPEC.fields:
-        seen, null = model[field.name], twin[field.name]
-        row[field.name] = None if seen is None else seen[0].item()
-        row[f"{field.name}_stderr"] = None if seen is None else jackknife_stderr(seen[1:]).item()
-        row[f"{field.name}_null"] = None if null is None else null[0].item()
+        if field.name == "loss_recovered":
+            estimate, by_mean = _recovered(told.model.losses)
+            nulls = [by_mean]
+        else:
+            estimate, nulls = seen[field.name], [twin[field.name] for twin in twins]
+        row |= _columns(field, estimate, [null[0] for null in nulls if null is not None])
     return row
+
+
+def _columns(
+    field: Field, estimate: Float[Tensor, " estimate"] | None, nulls: list[Tensor]
+) -> dict[str, Any]:
+    """A field's columns; all None where it could not be told."""
+    if estimate is None or not nulls:
+        return dict.fromkeys(field.columns)
+    null = torch.stack(nulls)
+    columns = {
+        field.name: estimate[0].item(),
+        f"{field.name}_stderr": jackknife_stderr(estimate[1:]).item(),
+        f"{field.name}_null": null.mean().item(),
+    }
+    return columns | ({f"{field.name}_null_sd": null.std().item()} if field.null_sd else {})
 
 
 def _kept(batch: int) -> Float[Tensor, "estimate batch"]:
