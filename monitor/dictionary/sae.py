@@ -26,6 +26,9 @@ _FALLING = 0.25
 
 FEATURES_PER_ACTIVE = 8
 
+# With the seed that a model was drawn with, directions would begin as what was drawn there.
+_SALT = 1_646_801_137
+
 # Adam's, as Gao et al. have them.
 _BETAS, _EPSILON = (0.9, 0.999), 1e-8
 
@@ -33,17 +36,18 @@ _BETAS, _EPSILON = (0.9, 0.999), 1e-8
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
     """How a sparse autoencoder is trained: `steps` of `batch` tokens each at most, and `seconds` at
-    most (None: no clock). At most `active` latents fire on a token, and no more than one for each
-    `FEATURES_PER_ACTIVE` features: with half as many latents as features anything can be written.
-    There are four latents a feature, but no more than `most_latents`, and no more than fire
-    `firings` times on average on the tokens to train on.
+    most (None: no clock). A step moves the numbers of a unit vector by about the share `rate` of
+    their size. At most `active` latents fire on a token, and no more than one for each
+    `FEATURES_PER_ACTIVE` features: with as many as features anything could be written. There are
+    four latents a feature, but no more than `most_latents`, and no more than fire `firings` times
+    on average on the tokens to train on.
     """
 
     active: int = 16
     steps: int = 256
     batch: int = 512
     seconds: float | None = 10.0
-    rate: float = 2e-3
+    rate: float = 0.03
     most_latents: int = 4096
     firings: int = 64
     seed: int = 0
@@ -134,14 +138,15 @@ def train(
 ) -> tuple[SparseAutoencoder, int]:
     """A sparse autoencoder of these rows, and the steps that its training took: fewer than asked
     for where the time was up. It goes on from `start`, which is left as it is, where that has the
-    same shape, and ends after `stop` steps, as if the time were up. The same rows give the same, unless
-    a clock ends it, which it does after one step at the earliest.
+    same shape, and ends after `stop` steps, as if the time were up. The same rows give the same,
+    unless a clock ends it, which it does after one step at the earliest.
     """
     centre = geometric_median(rows)
     scale = (rows - centre).square().mean().sqrt()
     # Rows that are all the same have no scale.
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    random = torch.Generator().manual_seed(training.seed)
+    rate = training.rate / rows.shape[1] ** 0.5
+    random = torch.Generator().manual_seed(_SALT + training.seed)
     latents = training.latents(*rows.shape)
     if start is None or start.decoder.shape != (latents, rows.shape[1]):
         start = _fresh(rows, latents, training, random)
@@ -161,7 +166,7 @@ def train(
         falling = min(1.0, (training.steps - step) / (_FALLING * training.steps))
         for name, gradient in gradients.items():
             change = _adam(moments[name], gradient, step + 1)
-            getattr(learned, name).sub_(change, alpha=training.rate * falling)
+            getattr(learned, name).sub_(change, alpha=rate * falling)
         learned.decoder.div_(learned.decoder.norm(dim=1, keepdim=True))
         late = training.seconds is not None and time.perf_counter() - begun > training.seconds
         if late or step + 1 == stop:

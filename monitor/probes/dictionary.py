@@ -157,7 +157,9 @@ def _columns(
         f"{field.name}_stderr": jackknife_stderr(estimate[1:]).item(),
         f"{field.name}_null": null.mean().item(),
     }
-    return columns | ({f"{field.name}_null_sd": null.std().item()} if field.null_sd else {})
+    if not field.null_sd:
+        return columns
+    return columns | {f"{field.name}_null_sd": null.std().item() if len(null) > 1 else None}
 
 
 def _kept(batch: int) -> Float[Tensor, "estimate batch"]:
