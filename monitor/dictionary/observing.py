@@ -114,7 +114,7 @@ def observe_dictionaries(
         raise ValueError(f"stimulus {stimulus.name!r}: expected one with labels")
     if not parts.blocks:
         raise UnseenError(f"blocks: {parts.reasons.get('blocks', 'not found')}")
-    if (found := int((labels.split == EVALUATION).sum())) < _FEWEST_SEQUENCES:
+    if (found := len(_to_evaluate(labels))) < _FEWEST_SEQUENCES:
         raise UnseenError(f"{found} sequences to evaluate on: at least {_FEWEST_SEQUENCES} needed")
     layers = options.layers
     layers = ((len(parts.blocks) - 1) // 2,) if layers is None else layers
@@ -138,6 +138,11 @@ def observe_dictionaries(
             twins.append(told_twin)
         told.append(LayerDictionary(layer=layer, model=model, twins=tuple(twins)))
     return tuple(told), kept
+
+
+def _to_evaluate(labels: Labels) -> Int[Tensor, " sequence"]:
+    """The sequences for evaluation in which there is something to look at."""
+    return ((labels.split == EVALUATION) & labels.used.any(1)).nonzero().flatten()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -202,7 +207,7 @@ class _Place:
     def _evaluated(
         self, sae: SparseAutoencoder, mean: Float[Tensor, " feature"], steps: int
     ) -> Evaluated:
-        sequences = (self.labels.split == EVALUATION).nonzero().flatten()
+        sequences = _to_evaluate(self.labels)
         chunks = [self._chunk(sae, mean, some) for some in sequences.split(self._at_once)]
         sums, losses = zip(*chunks, strict=True)
         predicted = {name: torch.cat([loss[name] for loss in losses]) for name in losses[0]}

@@ -169,3 +169,17 @@ def test_a_stream_that_is_not_finite():
     text = torch.randint(64, (12, 32))
     with pytest.raises(UnseenError, match="not finite"):
         observe_dictionaries(parts, stimulus_of(text, 64), {}, BRIEF)
+
+
+def test_texts_of_one_token_and_padding_do_not_count(subject):
+    _, parts, stimulus = subject
+    (whole,), _ = observe_dictionaries(parts, stimulus, {}, BRIEF)
+    length = stimulus.labels.length.clone()
+    first, second, *_ = (stimulus.labels.split == EVALUATION).nonzero().flatten().tolist()
+    length[first], length[second] = 1, 2
+    labels = dataclasses.replace(stimulus.labels, length=length)
+    short = dataclasses.replace(stimulus, labels=labels)
+    (told,), _ = observe_dictionaries(parts, short, {}, BRIEF)
+    assert told.model.tokens.tolist() == [1, *whole.model.tokens.tolist()[2:]]
+    assert told.model.losses["predictions"][0] == told.model.losses["model"][0] == 0
+    torch.testing.assert_close(told.model.losses["model"][1:], whole.model.losses["model"][2:])
