@@ -57,7 +57,8 @@ def measure(
         model: a module that maps token ids [batch, position] to logits [batch, position,
             vocabulary], or one that holds exactly one such module. It is left as it was.
         vocab_size: number of token ids to draw from; default: the model's own.
-        probes: names of probes, or `probe.field` for single fields; default: all.
+        probes: names of probes, or `probe.field` for single fields; default: all but those that
+            take much longer, as `dictionary` does: `["default", "dictionary"]` adds it.
         text: held-out token ids [sequence, position]; without it, what needs text is missing.
         concepts: what tokens may have or lack, a list of `monitor.concepts.Concept`,
             `labelled_texts`, `labelled_tokens`, `python_source` and what `from_tokenizer` returns:

@@ -18,6 +18,7 @@ from monitor.anatomy import LanguageModel
 from monitor.attention import LayerAttention
 from monitor.capture import NoAttentionError, Observation, observe, observe_features
 from monitor.concepts import Analogies, Named, check_concepts, concept_stimulus
+from monitor.dictionary import observe_dictionaries
 from monitor.evidence import Evidence
 from monitor.features import COLLECTORS
 from monitor.intervening import STIMULI, Interventions
@@ -34,7 +35,7 @@ from monitor.stimuli import (
     text_tail,
     windows,
 )
-from monitor.streams import Kind
+from monitor.streams import Kind, UnseenError
 from monitor.untouched import exact
 
 _log = logging.getLogger("phasewatch")
@@ -45,8 +46,11 @@ _DEFAULT_CONTEXT = 256
 # At how many measurements parts that were not found are looked for.
 _SEARCHES = 3
 
+# What is trained on what many passes show, and not collected in one.
+_TRAINED = "dictionary"
+
 # What a pass shows only where the parts of the model are known.
-_OF_PARTS = {*get_args(Kind), *COLLECTORS}
+_OF_PARTS = {*get_args(Kind), *COLLECTORS, _TRAINED}
 
 # What says much the same on any stimulus, and is observed on the first that a probe names.
 _ON_ONE = {"stream", "lens"}
@@ -239,6 +243,10 @@ class Subject:
             except Exception as error:
                 broken[name] = error
             seconds[name] = time.perf_counter() - begun
+            if _TRAINED in kinds and name in observations:
+                begun = time.perf_counter()
+                observations[name] = self._with_dictionaries(observations[name])
+                seconds[_TRAINED] = time.perf_counter() - begun
         return observations, broken, seconds
 
     def _parts(self, probes: Sequence[Probe]) -> Parts | None:
@@ -272,7 +280,7 @@ class Subject:
 
         An error on any of them is raised there.
         """
-        if kinds.keys() <= COLLECTORS.keys():
+        if kinds.keys() <= {*COLLECTORS, _TRAINED}:
             return self._collected(stimulus, kinds, ranks)
         start, stop = ranks.rows(len(stimulus.tokens))
         part = stimulus.rows(start, stop, torch.device("cpu"))
@@ -307,13 +315,34 @@ class Subject:
         """
         if not ranks.first or self.memory.parts is None:
             return None
-        return observe_features(self.memory.parts, stimulus, list(kinds))
+        collected = [kind for kind in kinds if kind in COLLECTORS]
+        return observe_features(self.memory.parts, stimulus, collected)
+
+    def _with_dictionaries(self, seen: Observation) -> Observation:
+        """The observation with dictionaries, or with the reason why there are none: an error in
+        their training is no other's.
+        """
+        memory, features, reasons = self.memory, dict(seen.features), dict(seen.reasons)
+        if memory.parts is None:
+            return seen
+        try:
+            features[_TRAINED], memory.dictionaries = observe_dictionaries(
+                memory.parts, seen.stimulus, memory.dictionaries
+            )
+        except UnseenError as error:
+            reasons[_TRAINED] = str(error)
+        except Exception as error:
+            reasons[_TRAINED] = f"{type(error).__name__}: {error}"
+        return dataclasses.replace(seen, features=features, reasons=reasons)
 
 
 def _share(probe: Probe, probes: Sequence[Probe], seconds: Mapping[str, float]) -> float:
     """A probe's seconds of observing: a pass that several use is shared out between them."""
-    uses = [{stimulus for stimulus, _ in each.spec.needs} for each in probes]
-    mine = {stimulus for stimulus, _ in probe.spec.needs}
+
+    def passes(of: Probe) -> set[str]:
+        return {kind if kind == _TRAINED else stimulus for stimulus, kind in of.spec.needs}
+
+    uses, mine = [passes(each) for each in probes], passes(probe)
     return sum(
         taken / sum(name in used for used in uses)
         for name, taken in seconds.items()
