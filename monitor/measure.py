@@ -24,13 +24,14 @@ from torch import Tensor, nn
 from monitor.adapters import ModuleAdapter, check_adapters
 from monitor.anatomy import LanguageModel, find_language_model
 from monitor.attempt import attempt_row, new_run_name, with_cost
+from monitor.batches import StimulusOptions
 from monitor.concepts import Named, meanings
 from monitor.probes import Probe, select
 from monitor.ranks import Ranks, check_alike, is_sharded
 from monitor.record import MOMENT, Failure, Measurement, Moment, check_run_name
 from monitor.sinks import ParquetSink, PrometheusSink, Sink, check_port
 from monitor.stimuli import stimuli_from_arrow, stimuli_to_arrow
-from monitor.subject import StimulusOptions, Subject
+from monitor.subject import Subject
 
 _log = logging.getLogger("phasewatch")
 

@@ -70,7 +70,7 @@ SPEC = ProbeSpec(
             high=1,
             null="1/2: it says nothing of the concept",
             fooled_by="A concept of few token ids is told by neurons of untrained models too. Of "
-            "very skewed activations (squared ReLUs) the bins make it too small, by up to 0.02.",
+            "very skewed activations (squared ReLUs) bins make it too small, by up to 0.02.",
         ),
         Field(
             name="kurtosis",

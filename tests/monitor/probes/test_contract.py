@@ -18,9 +18,10 @@ import torch
 
 import monitor.record
 from monitor.anatomy import find_language_model
+from monitor.batches import StimulusOptions
 from monitor.probes import OPTIONAL, PROBES, Probe, select
 from monitor.record import METADATA_KEY, MOMENT, Dim, Field, Moment, ProbeSpec, Reading, dims_of
-from monitor.subject import StimulusOptions, Subject
+from monitor.subject import Subject
 from tests import models
 from tests.conftest import SHAPED
 from tests.models import AttentionOnly
