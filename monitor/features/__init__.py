@@ -29,11 +29,15 @@ COLLECTORS: Mapping[str, Callable[[Parts, Stimulus], Collector]] = {
     "neurons": NeuronsCollector,
 }
 
+# What is nothing without labels.
+OF_LABELS = frozenset({"analogies", "directions", "readable", "sparse"})
+
 __all__ = [
     "COLLECTORS",
     "FEWEST",
     "METHODS",
     "NO_CONCEPTS",
+    "OF_LABELS",
     "Chunk",
     "Collector",
     "Directions",
