@@ -5,6 +5,7 @@ Shapes: `batch` sequences of `position` token ids, logits over the `vocabulary`.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from monitor.anatomy import find_language_model
 from monitor.features import COLLECTORS, Directions, collect
 from monitor.labels import Labels
-from monitor.parts import find_parts
+from monitor.parts import Parts, find_parts
 from monitor.stimuli import Stimulus, labelled_stimulus
 from tests.models.hand_built import AttentionBlock, attend_causally
 
@@ -92,7 +93,11 @@ def labelled(
 
 def found(model: nn.Module, stimulus: Stimulus, kind: str = "directions") -> Directions:
     """What the collector makes of the model."""
-    parts = find_parts(find_language_model(model))
-    collected, reasons = collect(parts, stimulus, {kind: COLLECTORS[kind]})
+    collected, reasons = collect(_parts(model), stimulus, {kind: COLLECTORS[kind]})
     assert reasons == {}, reasons
     return collected[kind]
+
+
+@functools.lru_cache(maxsize=2)
+def _parts(model: nn.Module) -> Parts:
+    return find_parts(find_language_model(model))

@@ -73,10 +73,10 @@ def test_passes_may_be_cut_anywhere():
     for sizes in ([1] * 600, [17, 400, 183], [599, 1]):
         each = torch.ones(3)
         pieces = Scores(0 * each, each)
-        for s, l, r in zip(
+        for cut in zip(
             scores.split(sizes, 1), labels.split(sizes, 1), row.split(sizes), strict=True
         ):
-            pieces.add(s, l, r)
+            pieces.add(*cut)
         assert torch.equal(pieces.counts, whole)
     assert whole.shape == (3, GROUPS, 2, BINS)
     assert whole.sum() == (labels != 0).sum()
