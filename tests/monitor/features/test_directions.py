@@ -177,8 +177,9 @@ def test_noise_turns_directions_by_as_much_as_is_said(spread):
     assert ((pairs.mean(-1) - said)[0].abs() < 0.06).all(), (pairs.mean(-1), said)
     # Where there is nothing, two texts agree on nothing, and their spread is that of noise.
     assert (pairs.mean(-1)[1].abs() < 0.05).all()
+    # Where few dimensions have most of the variance what is said is a bound.
     ratio = pairs.std(-1)[1] / dimensions**-0.5
-    assert ((ratio > 0.8) & (ratio < 1.25)).all(), ratio
+    assert ((ratio > (0.7 if spread else 0.85)) & (ratio < 1.25)).all(), ratio
 
 
 def test_the_expected_cosine_of_two_halves_is_the_formula():
