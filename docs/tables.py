@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from monitor.probes import PROBES
+from monitor.probes import OPTIONAL, PROBES
 from monitor.record import Field, ProbeSpec
 
 PAGE = Path(__file__).with_name("tables.md")
@@ -54,7 +54,9 @@ _RECORDS = """\
 
 def page() -> str:
     """The whole page."""
-    return "\n".join([_INTRODUCTION, *(_table(probe.spec) for probe in PROBES), _RECORDS])
+    return "\n".join(
+        [_INTRODUCTION, *(_table(probe.spec) for probe in (*PROBES, *OPTIONAL)), _RECORDS]
+    )
 
 
 def _table(spec: ProbeSpec) -> str:

@@ -24,13 +24,14 @@ from torch import Tensor, nn
 from monitor.adapters import ModuleAdapter, check_adapters
 from monitor.anatomy import LanguageModel, find_language_model
 from monitor.attempt import attempt_row, new_run_name, with_cost
+from monitor.batches import StimulusOptions
 from monitor.concepts import Named, meanings
 from monitor.probes import Probe, select
 from monitor.ranks import Ranks, check_alike, is_sharded
 from monitor.record import MOMENT, Failure, Measurement, Moment, check_run_name
 from monitor.sinks import ParquetSink, PrometheusSink, Sink, check_port
 from monitor.stimuli import stimuli_from_arrow, stimuli_to_arrow
-from monitor.subject import StimulusOptions, Subject
+from monitor.subject import Subject
 
 _log = logging.getLogger("phasewatch")
 
@@ -57,7 +58,8 @@ def measure(
         model: a module that maps token ids [batch, position] to logits [batch, position,
             vocabulary], or one that holds exactly one such module. It is left as it was.
         vocab_size: number of token ids to draw from; default: the model's own.
-        probes: names of probes, or `probe.field` for single fields; default: all.
+        probes: names of probes, or `probe.field` for single fields; default: all but those that
+            take much longer, as `dictionary` does: `["default", "dictionary"]` adds it.
         text: held-out token ids [sequence, position]; without it, what needs text is missing.
         concepts: what tokens may have or lack, a list of `monitor.concepts.Concept`,
             `labelled_texts`, `labelled_tokens`, `python_source` and what `from_tokenizer` returns:

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from monitor.capture import Observation
+from monitor.dictionary import Dictionaries
 from monitor.intervening import Spending
 from monitor.parts import Parts
 
@@ -26,7 +27,8 @@ class Memory:
 
     `spending` is what interventions take. Of what was observed the residual stream is kept, on text
     or else on repeated tokens: shifted and turned into no more dimensions than there are tokens,
-    which leaves the distances between them; and the directions of concepts.
+    which leaves the distances between them; and the directions of concepts. `dictionaries` are
+    trained further at the next measurement.
     """
 
     parts: Parts | None = None
@@ -34,6 +36,7 @@ class Memory:
     spending: Spending = dataclasses.field(default_factory=Spending)
     first: Mapping[str, Observation] = dataclasses.field(default_factory=dict)
     previous: Mapping[str, Observation] = dataclasses.field(default_factory=dict)
+    dictionaries: Dictionaries = dataclasses.field(default_factory=dict)
 
     def keep(self, observations: Mapping[str, Observation]) -> None:
         """Keeps what the next measurement compares itself with. What is not finite is not kept."""

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from monitor.analogies import analogies_stimulus
 from monitor.anatomy import LanguageModel
 from monitor.attention import LayerAttention
+from monitor.batches import StimulusOptions, build_stimuli, contexts
 from monitor.capture import NoAttentionError, Observation, observe, observe_features
-from monitor.concepts import Analogies, Named, check_concepts, concept_stimulus
+from monitor.dictionary import observe_dictionaries
 from monitor.evidence import Evidence
 from monitor.features import COLLECTORS
 from monitor.intervening import STIMULI, Interventions
@@ -26,52 +26,23 @@ from monitor.parts import Parts, find_parts
 from monitor.probes import Probe, with_read
 from monitor.ranks import Ranks, is_sharded, portable
 from monitor.record import Failure, Measurement, Moment, Reading
-from monitor.stimuli import (
-    Stimulus,
-    check_text,
-    repeated,
-    text_stimulus,
-    text_tail,
-    windows,
-)
-from monitor.streams import Kind
+from monitor.stimuli import Stimulus
+from monitor.streams import Kind, UnseenError
 from monitor.untouched import exact
 
 _log = logging.getLogger("phasewatch")
 
-# Longer contexts cost more and show little more: the scores are means over positions.
-_DEFAULT_CONTEXT = 256
-
 # At how many measurements parts that were not found are looked for.
 _SEARCHES = 3
 
+# What is trained on what many passes show, and not collected in one.
+_TRAINED = "dictionary"
+
 # What a pass shows only where the parts of the model are known.
-_OF_PARTS = {*get_args(Kind), *COLLECTORS}
+_OF_PARTS = {*get_args(Kind), *COLLECTORS, _TRAINED}
 
 # What says much the same on any stimulus, and is observed on the first that a probe names.
 _ON_ONE = {"stream", "lens"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class StimulusOptions:
-    """What a user may say about the stimuli; `monitor.measure.measure` says what each means."""
-
-    text: Tensor | None = None
-    concepts: Sequence[Named] | None = None
-    context: int | None = None
-    sequences: int = 16
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_concepts(self.concepts)
-        if self.text is not None:
-            check_text(self.text)
-        for name, least in (("context", 1), ("sequences", 2), ("seed", 0)):
-            value = getattr(self, name)
-            if not (value is None and name == "context") and (
-                type(value) is not int or value < least
-            ):
-                raise ValueError(f"{name}={value!r}: expected a whole number of at least {least}")
 
 
 class UnreadableError(ValueError):
@@ -108,9 +79,9 @@ class Subject:
         Raises `ValueError` and `TypeError` where they cannot be built, and what `tried` raises.
         """
         ranks = ranks or Ranks()
-        for context in ranks.share(lambda: _contexts(model, options)):
+        for context in ranks.share(lambda: contexts(model, options)):
             # What each process has of its own, text say, could be different.
-            stimuli = ranks.share(functools.partial(_build_stimuli, model, options, context))
+            stimuli = ranks.share(functools.partial(build_stimuli, model, options, context))
             try:
                 return ranks.agree(functools.partial(cls.tried, root, model, probes, stimuli))
             except UnreadableError as error:
@@ -239,6 +210,10 @@ class Subject:
             except Exception as error:
                 broken[name] = error
             seconds[name] = time.perf_counter() - begun
+            if _TRAINED in kinds and name in observations:
+                begun = time.perf_counter()
+                observations[name] = self._with_dictionaries(observations[name])
+                seconds[_TRAINED] = time.perf_counter() - begun
         return observations, broken, seconds
 
     def _parts(self, probes: Sequence[Probe]) -> Parts | None:
@@ -272,7 +247,7 @@ class Subject:
 
         An error on any of them is raised there.
         """
-        if kinds.keys() <= COLLECTORS.keys():
+        if kinds.keys() <= {*COLLECTORS, _TRAINED}:
             return self._collected(stimulus, kinds, ranks)
         start, stop = ranks.rows(len(stimulus.tokens))
         part = stimulus.rows(start, stop, torch.device("cpu"))
@@ -307,13 +282,34 @@ class Subject:
         """
         if not ranks.first or self.memory.parts is None:
             return None
-        return observe_features(self.memory.parts, stimulus, list(kinds))
+        collected = [kind for kind in kinds if kind in COLLECTORS]
+        return observe_features(self.memory.parts, stimulus, collected)
+
+    def _with_dictionaries(self, seen: Observation) -> Observation:
+        """The observation with dictionaries, or with the reason why there are none: an error in
+        their training is no other's.
+        """
+        memory, features, reasons = self.memory, dict(seen.features), dict(seen.reasons)
+        if memory.parts is None:
+            return seen
+        try:
+            features[_TRAINED], memory.dictionaries = observe_dictionaries(
+                memory.parts, seen.stimulus, memory.dictionaries
+            )
+        except UnseenError as error:
+            reasons[_TRAINED] = str(error)
+        except Exception as error:
+            reasons[_TRAINED] = f"{type(error).__name__}: {error}"
+        return dataclasses.replace(seen, features=features, reasons=reasons)
 
 
 def _share(probe: Probe, probes: Sequence[Probe], seconds: Mapping[str, float]) -> float:
     """A probe's seconds of observing: a pass that several use is shared out between them."""
-    uses = [{stimulus for stimulus, _ in each.spec.needs} for each in probes]
-    mine = {stimulus for stimulus, _ in probe.spec.needs}
+
+    def passes(of: Probe) -> set[str]:
+        return {kind if kind == _TRAINED else stimulus for stimulus, kind in of.spec.needs}
+
+    uses, mine = [passes(each) for each in probes], passes(probe)
     return sum(
         taken / sum(name in used for used in uses)
         for name, taken in seconds.items()
@@ -349,55 +345,3 @@ def _warn_of_unseen(model: LanguageModel, layers: Sequence[LayerAttention]) -> N
             len(seen),
             ", ".join(unseen),
         )
-
-
-def _contexts(model: LanguageModel, options: StimulusOptions) -> list[int]:
-    """The contexts to try in turn: the user's, or the longest that is not unreasonable."""
-    if options.context is not None:
-        return [options.context]
-    longest = min(model.max_context or _DEFAULT_CONTEXT, _DEFAULT_CONTEXT)
-    if options.text is not None:
-        longest = min(longest, options.text.shape[1])
-    # Rows of training data often hold inputs and targets in one: a position more than is read.
-    return [longest, longest - 1] if model.max_context is None else [longest]
-
-
-def _build_stimuli(
-    model: LanguageModel, options: StimulusOptions, context: int
-) -> dict[str, Stimulus]:
-    if model.max_context is not None and context > model.max_context:
-        raise ValueError(
-            f"context={context} is longer than the {model.max_context} positions that "
-            f"{type(model.module).__name__} can read: pass at most context={model.max_context}"
-        )
-    stimuli = {
-        "repeated": repeated(
-            vocab_size=model.vocab_size,
-            sequences=options.sequences,
-            context=context,
-            bos=model.bos,
-            seed=options.seed,
-        )
-    }
-    given, text = check_concepts(options.concepts), None
-    relations = [each for each in given if isinstance(each, Analogies)]
-    concepts = [each for each in given if not isinstance(each, Analogies)]
-    if options.text is not None:
-        text = check_text(options.text, vocab_size=model.vocab_size)
-        tokens = windows(text, context=context, sequences=options.sequences)
-        stimuli["text"] = text_stimulus(tokens)
-        stimuli["text_tail"] = text_tail(stimuli["text"])
-    if text is not None or concepts:
-        stimuli["concepts"] = concept_stimulus(
-            concepts,
-            text=text,
-            context=context,
-            sequences=options.sequences,
-            vocab_size=model.vocab_size,
-            seed=options.seed,
-        )
-    if relations:
-        stimuli["analogies"] = analogies_stimulus(
-            relations, bos=model.bos, context=context, vocab_size=model.vocab_size
-        )
-    return stimuli

@@ -36,6 +36,7 @@ SHAPED = (
     "capture",
     "concepts.building",
     "concepts.vocabulary",
+    "dictionary",
     "estimate",
     "evidence",
     "features",

@@ -19,10 +19,17 @@ from monitor.demo.model import AttentionOnly
 from monitor.measure import measure
 from tests.models import AttentionBlock, attend_by_sums, gpt2
 from tests.models import AttentionOnly as BlocksOfAttention
+from tests.monitor.concepts.tokenizers import characters
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 MODELS = (ROOT / "docs" / "models.md").read_text()
+
+
+SOURCES = [
+    f"def add{i}(one, two):\n    # adds {i} to them\n    return one + two + {i}\n" * 4
+    for i in range(9)
+]
 
 
 class Module(pl.LightningModule):
@@ -52,10 +59,12 @@ def test_every_python_block_of_the_readme_runs_in_order(tmp_path, monkeypatch):
         "model": module.net,
         "my_model": gpt2(),
         "my_arguments": TrainingArguments("out", max_steps=2, report_to=[], use_cpu=True),
+        "my_tokenizer": characters("".join(SOURCES)),
+        "my_files": SOURCES,
         "my_rows": [{"input_ids": row % 48, "labels": row % 48} for row in tokens],
     }
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     for block in blocks:
         exec(block.replace("max_steps=1000", "max_steps=2, accelerator='cpu'"), names)
     # Of two steps that take no time the budget admits what is saved, and not what is scheduled.
@@ -63,6 +72,9 @@ def test_every_python_block_of_the_readme_runs_in_order(tmp_path, monkeypatch):
     assert names["heads"]["run"].nunique() == 3
     assert names["best"].fetchall()
     assert len(names["tables"]["induction"]) == 6
+    told = names["tables"]["concepts"]
+    assert {"digit", "argument", "function_name"} <= set(told["concept"])
+    assert (told["validity"] == "ok").any()
 
 
 class MyAttention(AttentionBlock):

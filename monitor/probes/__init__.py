@@ -17,6 +17,7 @@ from monitor.probes import (
     composition,
     concepts,
     copying,
+    dictionary,
     directions,
     geometry,
     heads,
@@ -67,9 +68,13 @@ PROBES = (
     Probe(spec=top_neurons.SPEC, compute=top_neurons.compute),
 )
 
+# What takes so much longer than all else that it is measured only where it is named.
+OPTIONAL = (Probe(spec=dictionary.SPEC, compute=dictionary.compute),)
+
 
 def select(names: Sequence[str] | None) -> tuple[Probe, ...]:
-    """The probes of these names, all of them for None. `induction.entropy` asks for one field.
+    """The probes of these names, all of `PROBES` for None or the name `default`, which adds them to
+    others: `["default", "dictionary"]`. `induction.entropy` asks for one field.
 
     Raises `ValueError` for an unknown probe or field, naming the known ones, and for no probe.
     """
@@ -80,11 +85,12 @@ def select(names: Sequence[str] | None) -> tuple[Probe, ...]:
             f"probes: expected a list of names such as {[p.spec.name for p in PROBES]}, "
             f"got {names!r}"
         )
-    known = {probe.spec.name: probe for probe in PROBES}
+    known = {probe.spec.name: probe for probe in (*PROBES, *OPTIONAL)}
+    default = [probe.spec.name for probe in PROBES]
     fields: dict[str, list[str]] = {}
-    for name in names:
+    for name in [n for given in names for n in (default if given == "default" else [given])]:
         probe, _, field = name.partition(".")
-        expect_one_of("probe", probe, list(known))
+        expect_one_of("probe", probe, [*known, "default"])
         fields.setdefault(probe, [])
         fields[probe] += [field] if field else [f.name for f in known[probe].spec.fields]
     return tuple(
@@ -95,7 +101,7 @@ def select(names: Sequence[str] | None) -> tuple[Probe, ...]:
 
 def with_read(probes: Sequence[Probe]) -> tuple[Probe, ...]:
     """The probes, and before each those whose tables it reads."""
-    known = {probe.spec.name: probe for probe in (*PROBES, *probes)}
+    known = {probe.spec.name: probe for probe in (*PROBES, *OPTIONAL, *probes)}
     ordered: dict[str, Probe] = {}
 
     def add(probe: Probe) -> None:

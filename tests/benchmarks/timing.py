@@ -17,10 +17,11 @@ from rich.table import Table
 from torch import nn
 
 from monitor.anatomy import find_language_model
+from monitor.batches import StimulusOptions
 from monitor.concepts import Concept
 from monitor.probes import PROBES, Probe
 from monitor.record import Moment
-from monitor.subject import StimulusOptions, Subject
+from monitor.subject import Subject
 from tests.benchmarks.works import (
     CASES,
     MODELS,

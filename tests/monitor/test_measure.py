@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 from monitor.anatomy import NotALanguageModelError, find_language_model
+from monitor.batches import StimulusOptions
 from monitor.capture import NoAttentionError
 from monitor.measure import measure
 from monitor.probes import PROBES, select
-from monitor.subject import StimulusOptions, Subject
+from monitor.subject import Subject
 from tests import models
 from tests.models import AttentionOnly, Bigram, attend_everywhere
 

