@@ -18,9 +18,6 @@ from torch import Tensor
 # be told apart: what is learnt of them then is mostly noise.
 PENALTY = 0.1
 
-# So many directions of noise make 2016 pairs.
-_DRAWS = 64
-
 _MOST_STEPS = 1000
 _CONVERGED = 1e-4
 
@@ -101,23 +98,28 @@ def noise_dimensions(
     covariance: Float[Tensor, "feature feature"], count: int
 ) -> Float[Tensor, " method"]:
     """Over how many dimensions the direction is spread that each method finds where labels mean
-    nothing: 1 over the mean squared cosine of two such directions, drawn at random.
+    nothing: the participation ratio of its covariance, so that two such directions have a mean
+    squared cosine of 1 over that; or somewhat less, where a few dimensions have most of it.
 
-    A difference of means then is as likely as any that has the tokens' covariance, and logistic
-    regression, whose weights are small, takes one step towards its optimum.
+    The difference of two means that are none has the covariance of tokens but for a factor; and
+    logistic regression, whose weights are then small, takes one step towards its optimum.
     """
-    features = len(covariance)
-    tame = shrunk(covariance, count)
-    drawn = torch.randn(_DRAWS, features, generator=torch.Generator().manual_seed(0))
-    means = drawn.to(covariance) @ _factor(tame).T
-    spread = tame.diagonal().clamp(min=0).sqrt()
+    spread = covariance.diagonal().clamp(min=0).sqrt()
     scale = torch.where(spread > 0, 1 / spread, torch.zeros_like(spread))
-    bends = tame * scale * scale[:, None] / 4 + PENALTY * torch.eye(features).to(tame)
-    weights = torch.cholesky_solve((means * scale).T, _factor(bends)).T * scale
-    found = torch.stack([means, mass_means(means, covariance, count), weights])
-    cosines = F.normalize(found, dim=-1) @ F.normalize(found, dim=-1).mT
-    pairs = cosines.square().sum((1, 2)) - _DRAWS
-    return _DRAWS * (_DRAWS - 1) / pairs
+    alike = covariance * scale * scale[:, None]
+    bends = _factor(alike / 4 + PENALTY * torch.eye(len(alike)).to(alike))
+    tame = _factor(shrunk(covariance, count))
+    turned = torch.cholesky_solve(torch.cholesky_solve(alike, bends).mT, bends)
+    found = torch.stack(
+        [
+            covariance,
+            torch.cholesky_solve(torch.cholesky_solve(covariance, tame).mT, tame),
+            turned * scale * scale[:, None],
+        ]
+    )
+    # Squares of large numbers, or of small ones, would have no place in float32.
+    found = found / found.abs().amax((1, 2), keepdim=True).clamp(min=1e-30)
+    return found.diagonal(dim1=1, dim2=2).sum(1).square() / found.square().sum((1, 2))
 
 
 def _factor(matrix: Float[Tensor, "feature feature"]) -> Float[Tensor, "feature feature"]:

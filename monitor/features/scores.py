@@ -21,6 +21,9 @@ from torch import Tensor
 BINS = 256
 GROUPS = 16
 
+# Infinity over itself would be no number.
+_FAR = 1e30
+
 Counts = Int[Tensor, "*scored group side bin"]
 
 
@@ -48,8 +51,9 @@ class Scores:
     ) -> None:
         """Counts tokens by what labels say of them for each score; 0 does not count."""
         away = (scores - self._threshold[:, None]) / self._scale[:, None]
-        # From (-∞, ∞) into (-1, 1); what is not finite is on the lower side.
-        squeezed = (away / (1 + away.abs())).nan_to_num(nan=-1.0, posinf=1.0, neginf=-1.0)
+        # From (-∞, ∞) into (-1, 1); what is no number is on the lower side.
+        away = away.clamp(-_FAR, _FAR)
+        squeezed = (away / (1 + away.abs())).nan_to_num(nan=-1.0)
         bins = ((squeezed + 1) * (BINS / 2)).long().clamp(max=BINS - 1)
         scored = torch.arange(len(scores), device=scores.device)[:, None]
         side = (labels < 0).long()
