@@ -57,6 +57,11 @@ class Dim:
 
 
 LAYER = Dim(name="layer", help="Transformer block, counted from 0 at the embedding.")
+STREAM_LAYER = Dim(
+    name="layer",
+    help="Transformer block after which the stream is read, counted from 0 at the embedding; -1 is "
+    "what enters the first one.",
+)
 HEAD = Dim(name="head", help="Attention (query) head within its layer, counted from 0.")
 
 

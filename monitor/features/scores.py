@@ -102,18 +102,6 @@ def selectivity(
     return _with_stderr(ahead, counts)
 
 
-def f1(counts: Counts) -> tuple[Float[Tensor, "*scored"], Float[Tensor, "*scored"]]:
-    """Harmonic mean of precision and recall of what scores above the threshold; and its standard
-    error. 0 where nothing that has the concept does.
-    """
-    return _with_stderr(_f1, counts)
-
-
-def tokens_counted(counts: Counts) -> Int[Tensor, "*scored side"]:
-    """How many tokens there are of each side."""
-    return counts.sum((-3, -1))
-
-
 def _with_stderr(estimate: Callable[[Tensor], Tensor], counts: Counts) -> tuple[Tensor, Tensor]:
     whole = counts.sum(-3)
     without = (whole.unsqueeze(-3) - counts).movedim(-3, 0)
@@ -140,10 +128,3 @@ def _balanced(counts: Int[Tensor, "*scored side bin"]) -> Float[Tensor, "*scored
     right = having[..., BINS // 2 :].sum(-1) / having.sum(-1)
     rejected = lacking[..., : BINS // 2].sum(-1) / lacking.sum(-1)
     return ((right + rejected) / 2).float()
-
-
-def _f1(counts: Int[Tensor, "*scored side bin"]) -> Float[Tensor, "*scored"]:
-    having, lacking = counts.double().unbind(-2)
-    right = having[..., BINS // 2 :].sum(-1)
-    claimed = right + lacking[..., BINS // 2 :].sum(-1)
-    return (2 * right / (claimed + having.sum(-1))).float()

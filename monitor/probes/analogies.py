@@ -30,7 +30,7 @@ from monitor.analogies import quadruples_in
 from monitor.estimate import jackknife_stderr
 from monitor.evidence import Evidence, unseen
 from monitor.features.analogies import WordProducts
-from monitor.record import Dim, Field, ProbeSpec
+from monitor.record import STREAM_LAYER, Dim, Field, ProbeSpec
 
 _NONE = "no analogies were given: pass Analogies(...) in concepts="
 
@@ -48,11 +48,7 @@ SPEC = ProbeSpec(
     source="Mikolov et al. 2013, Linguistic Regularities in Continuous Space Word Representations; "
     "Linzen 2016; Rogers et al. 2017",
     dims=(
-        Dim(
-            name="layer",
-            help="Transformer block after which the stream is read, counted from 0 at the "
-            "embedding; -1 is what enters the first one.",
-        ),
+        STREAM_LAYER,
         Dim(name="relation", help="Name that the user gave the analogies.", text=True),
     ),
     fields=(

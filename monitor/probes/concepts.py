@@ -31,7 +31,7 @@ from monitor.evidence import Evidence, unseen
 from monitor.features import METHODS, Directions
 from monitor.features.scores import accuracy, auc, selectivity
 from monitor.labels import FEWEST
-from monitor.record import Dim, Field, ProbeSpec
+from monitor.record import STREAM_LAYER, Dim, Field, ProbeSpec
 
 _BY_HEART = (
     "What the token id decides can be read off any embedding, trained or not: see the selectivity."
@@ -51,10 +51,7 @@ SPEC = ProbeSpec(
     "that it was not fitted on, and how far the direction has turned.",
     source="Marks & Tegmark 2023; Hewitt & Liang 2019; Kim et al. 2018",
     dims=(
-        Dim(
-            name="layer",
-            help="Transformer block after which it is looked at; -1: before the first one.",
-        ),
+        STREAM_LAYER,
         Dim(name="concept", help="What tokens have or lack.", text=True),
         Dim(
             name="method",

@@ -15,7 +15,7 @@ from typing import Any
 
 from monitor.evidence import Evidence, unseen
 from monitor.features import METHODS
-from monitor.record import Dim, Field, ProbeSpec
+from monitor.record import STREAM_LAYER, Dim, Field, ProbeSpec
 
 SPEC = ProbeSpec(
     name="directions",
@@ -23,10 +23,7 @@ SPEC = ProbeSpec(
     "same rows of `concepts`.",
     source="Marks & Tegmark 2023",
     dims=(
-        Dim(
-            name="layer",
-            help="Transformer block after which it is looked at; -1: before the first one.",
-        ),
+        STREAM_LAYER,
         Dim(name="concept", help="What tokens have or lack.", text=True),
         Dim(
             name="method",

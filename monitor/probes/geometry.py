@@ -34,7 +34,7 @@ from monitor.estimate import jackknife_stderr, left_in
 from monitor.evidence import Evidence, unseen
 from monitor.features import METHODS, NO_CONCEPTS, Directions
 from monitor.labels import EVALUATION, FEWEST, Labels
-from monitor.record import Dim, Field, ProbeSpec
+from monitor.record import STREAM_LAYER, Dim, Field, ProbeSpec
 
 # So many pairs weigh as much as what is expected of noise.
 _EXPECTED = 4
@@ -51,11 +51,7 @@ SPEC = ProbeSpec(
     source="Park et al. 2024, The Linear Representation Hypothesis and the Geometry of Large "
     "Language Models; Elhage et al. 2022, Toy Models of Superposition",
     dims=(
-        Dim(
-            name="layer",
-            help="Transformer block after which the stream is read, counted from 0 at the "
-            "embedding; -1 is what enters the first one.",
-        ),
+        STREAM_LAYER,
         Dim(name="concept", help="A concept.", text=True),
         Dim(name="other", help="Another concept, given after it.", text=True),
     ),

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from monitor.estimate import pooled_mean
 from monitor.evidence import Evidence, unseen
-from monitor.record import Dim, Field, ProbeSpec
+from monitor.record import STREAM_LAYER, Field, ProbeSpec
 
 _BRITTLE = "Early layers may hold in another basis what the lens cannot read (Belrose et al. 2023)."
 
@@ -30,13 +30,7 @@ SPEC = ProbeSpec(
     help="What final norm and unembedding make of the residual stream after every block, at 8 "
     "positions a sequence of held-out text (without any, of repeated random tokens).",
     source="nostalgebraist 2020, interpreting GPT: the logit lens",
-    dims=(
-        Dim(
-            name="layer",
-            help="Transformer block after which the stream is read, counted from 0 at the "
-            "embedding; -1 is what enters the first one.",
-        ),
-    ),
+    dims=(STREAM_LAYER,),
     fields=(
         Field(
             name="loss",

@@ -33,7 +33,7 @@ from torch import Tensor
 from monitor.capture import Observation
 from monitor.estimate import jackknife_stderr, left_in, pooled_mean
 from monitor.evidence import Evidence, unseen
-from monitor.record import Dim, Field, ProbeSpec
+from monitor.record import STREAM_LAYER, Field, ProbeSpec
 
 # The cost of eigenvalues grows with the cube of the number of tokens.
 _MOST_TOKENS = 512
@@ -52,12 +52,7 @@ SPEC = ProbeSpec(
     help="Size, dimensionality and change of the residual stream, at 16 positions a sequence (at "
     "most 512 tokens in all), of held-out text or else of repeated random tokens.",
     source="Roy & Vetterli 2007; Ethayarajh 2019; Kornblith et al. 2019; Nguyen et al. 2021",
-    dims=(
-        Dim(
-            name="layer",
-            help="Transformer block after which it is looked at; -1: before the first one.",
-        ),
-    ),
+    dims=(STREAM_LAYER,),
     fields=(
         Field(
             name="norm",
