@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int, Int8
 from torch import Tensor
 
 from monitor.features.collecting import NO_CONCEPTS, Chunk
+from monitor.features.contexts import Contexts
 from monitor.features.fitting import Moments, logistic, mass_means, noise_dimensions
 from monitor.features.scores import GROUPS, Counts, Scores
 from monitor.features.tasks import control_labels
@@ -45,7 +46,8 @@ class Directions:
     `thresholds`. `halves` were found on one half of the fitted sequences each; `counts` say how
     tokens score along directions in sequences that were not fitted, by concept and by control task
     (None: not kept). `dimensions` is how many the noise of each method is spread over, `tokens` how
-    many are labelled, and `sequences` how many of those not fitted on have some.
+    many are labelled, and `sequences` how many of those not fitted on have some. `contexts`, layer
+    by layer, concept by concept and method by method, show the tokens furthest along each.
     """
 
     layers: tuple[int, ...]
@@ -57,6 +59,7 @@ class Directions:
     dimensions: Float[Tensor, "layer method"]
     tokens: Int[Tensor, "split concept side"]
     sequences: Int[Tensor, " concept"]
+    contexts: tuple[str, ...] = ()
 
     @property
     def too_few(self) -> Bool[Tensor, " concept"]:
@@ -87,7 +90,7 @@ class DirectionsCollector:
         labels = stimulus.labels
         if labels is None or not labels.names:
             raise UnseenError(NO_CONCEPTS)
-        self._labels = labels
+        self._labels, self._stimulus = labels, stimulus
         self._targets = torch.cat([labels.values, control_labels(stimulus)]) * labels.used
         self._kept = _spread(labels)
         self._group = labels.place % GROUPS
@@ -103,7 +106,7 @@ class DirectionsCollector:
         place = self._layers.setdefault(-1 if site == "residual_before" else layer, _Layer())
         labels = chunk.of(self._targets).to(rows.device)
         if chunk.split == EVALUATION:
-            place.score(rows, labels, self._group[chunk.row].to(rows.device))
+            place.score(rows, labels, self._group[chunk.row].to(rows.device), chunk)
         else:
             kept = self._kept[chunk.row, chunk.position].to(rows.device)
             place.add(rows, labels, kept, chunk.split)
@@ -142,6 +145,12 @@ class DirectionsCollector:
             dimensions=torch.stack([layer.dimensions for layer in layers]).cpu(),
             tokens=tokens,
             sequences=(values[:, split == EVALUATION] != 0).any(2).sum(1),
+            contexts=tuple(
+                words
+                for layer in layers
+                if layer.contexts is not None
+                for words in layer.contexts.words(self._stimulus)
+            ),
         )
 
 
@@ -179,6 +188,7 @@ class _Layer:
     thresholds: Tensor = field(default_factory=lambda: torch.empty(0))
     halves: Tensor = field(default_factory=lambda: torch.empty(0))
     scores: Scores | None = None
+    contexts: Contexts | None = None
     dimensions: Tensor = field(default_factory=lambda: torch.empty(0))
 
     def add(
@@ -228,16 +238,21 @@ class _Layer:
         flat = self.vectors.flatten(0, 1)
         spread = (flat @ covariance * flat).sum(1).clamp(min=0).sqrt()
         self.scores = Scores(self.thresholds.flatten(), spread)
+        self.contexts = Contexts(concepts * len(METHODS), flat.device)
 
     def score(
         self,
         rows: Float[Tensor, "token feature"],
         labels: Int8[Tensor, "target token"],
-        row: Int[Tensor, " token"],
+        group: Int[Tensor, " token"],
+        chunk: Chunk,
     ) -> None:
-        if self.scores is not None:
-            along = self.vectors.flatten(0, 1) @ (rows.float() - self.origin).T
-            self.scores.add(along, labels.repeat(len(METHODS), 1), row)
+        if self.scores is None or self.contexts is None:
+            return
+        along = self.vectors.flatten(0, 1) @ (rows.float() - self.origin).T
+        self.scores.add(along, labels.repeat(len(METHODS), 1), group)
+        concepts = rearrange(along, "(m k c) t -> t k (c m)", m=len(METHODS), k=2)[:, 0]
+        self.contexts.add(concepts, chunk)
 
     def thresholds_from_0(self) -> Float[Tensor, "method target"]:
         """The thresholds of products with the stream as it is."""

@@ -39,6 +39,14 @@ SPEC = ProbeSpec(
             per="feature",
             stderr=False,
         ),
+        Field(
+            name="contexts",
+            help="The tokens furthest along it in sequences on which it was not fitted, one of "
+            "each of five sequences: token ids, that of the token in brackets "
+            "(`monitor.query.decoded` makes text of them).",
+            text=True,
+            stderr=False,
+        ),
     ),
     needs=(("concepts", "directions"),),
 )
@@ -57,6 +65,9 @@ def compute(evidence: Evidence) -> dict[str, Any]:
         "concept": [found.names[concept] for _, concept, _ in rows],
         "method": [method for _, _, method in rows],
         "vector": [None if few[row[1]] else v for row, v in zip(rows, vectors, strict=True)],
+        "contexts": [
+            None if few[row[1]] else words for row, words in zip(rows, found.contexts, strict=True)
+        ],
         "n": [int(found.sequences[concept]) for _, concept, _ in rows],
         "validity": ["too few tokens" if few[concept] else "ok" for _, concept, _ in rows],
     }

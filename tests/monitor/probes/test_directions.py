@@ -3,6 +3,7 @@ which the direction was planted.
 """
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from monitor.anatomy import find_language_model
 from monitor.capture import Observation
 from monitor.evidence import Evidence
 from monitor.features import METHODS
+from monitor.labels import EVALUATION
 from monitor.measure import measure
 from monitor.parts import activations, find_parts
 from monitor.probes import directions
@@ -56,6 +58,23 @@ def test_one_row_for_each_layer_concept_and_method(rows):
     assert set(rows.method) == set(METHODS)
     assert {len(each) for each in rows.vector} == {24}
     assert all(each.dtype == np.float32 for each in rows.vector)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_contexts_are_of_the_tokens_furthest_along_in_sequences_not_fitted_on(method, rows, model):
+    stimulus = labelled()
+    parts = find_parts(find_language_model(model))
+    sites = ["residual_before"]
+    stream = activations(parts, stimulus.tokens, sites=sites)["residual_before", 0]
+    along = (stream @ vector(rows, method)).where(stimulus.labels.used, -torch.inf)
+    evaluated = (stimulus.labels.split == EVALUATION).nonzero().flatten()
+    furthest, position = along[evaluated].max(1)
+    best = furthest.argsort(descending=True)[:5]
+    expected = stimulus.tokens[evaluated[best], position[best]].tolist()
+    chosen = (rows.concept == "even") & (rows.method == method) & (rows.layer == -1)
+    (contexts,) = rows[chosen].contexts
+    assert [int(token) for token in re.findall(r"\[(\d+)\]", contexts)] == expected
+    assert all(token % 2 == 0 for token in expected)
 
 
 @pytest.mark.parametrize("method", METHODS)
