@@ -16,6 +16,10 @@ from torch import Tensor
 FIRST_HALF, SECOND_HALF, EVALUATION = range(3)
 
 
+# Tokens of each side, in each part of the sequences: with fewer next to nothing can be said.
+FEWEST = 8
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Labels:
     """Of every token and concept 1 where the token has it, -1 where it has not, 0 where it does not
@@ -41,3 +45,8 @@ class Labels:
         """Tokens to look at: no padding, and not the first, where much is like nowhere else."""
         position = torch.arange(self.values.shape[2], device=self.length.device)
         return (position > 0) & (position < self.length[:, None])
+
+    @property
+    def place(self) -> Int[Tensor, " batch"]:
+        """The number of every sequence among those that are for the same."""
+        return (self.split[:, None] == self.split).tril().sum(1) - 1

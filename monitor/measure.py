@@ -58,8 +58,9 @@ def measure(
         model: a module that maps token ids [batch, position] to logits [batch, position,
             vocabulary], or one that holds exactly one such module. It is left as it was.
         vocab_size: number of token ids to draw from; default: the model's own.
-        probes: names of probes, or `probe.field` for single fields; default: all but those that
-            take much longer, as `dictionary` does: `["default", "dictionary"]` adds it.
+        probes: names of probes, or `probe.field` for single fields; default: all but `dictionary`,
+            and without concepts those of concepts. `default` stands for all of these, so that
+            `["default", "dictionary"]` adds one.
         text: held-out token ids [sequence, position]; without it, what needs text is missing.
         concepts: what tokens may have or lack, a list of `monitor.concepts.Concept`,
             `labelled_texts`, `labelled_tokens`, `python_source` and what `from_tokenizer` returns:
@@ -88,6 +89,8 @@ def measure(
         text=text, concepts=concepts, context=context, sequences=sequences, seed=seed
     )
     subject = Subject.new(model, found, chosen, options)
+    if probes is None:
+        chosen = subject.with_labels(chosen)
     moment = Moment(run="", attempt=1, step=0, tokens=None, time=datetime.now(UTC))
     measurement = subject.measure(chosen, moment, seconds=seconds)
     for failure in measurement.failures:
@@ -159,6 +162,7 @@ class Monitor:
             return options, select(probes), check_adapters(adapters)
 
         self._options, self._probes, self._adapters = self._ranks.agree(checked)
+        self._by_default = probes is None
         self.run = self._ranks.share(lambda: check_run_name(new_run_name() if run is None else run))
         self.attempt = 1
         self.measurements = 0
@@ -211,6 +215,8 @@ class Monitor:
             stimuli = stimuli_from_arrow(stored)
             subject = ranks.agree(lambda: Subject.tried(model, found, self._probes, stimuli))
             _log.info("run %s goes on with the stimuli stored with it", self.run)
+        if self._by_default:
+            self._probes = subject.with_labels(self._probes)
         self.attempt = ranks.share(lambda: self._begin(subject, after, new_stimuli=stored is None))
         self._subject, self._begun = subject, time.perf_counter()
         return subject

@@ -19,7 +19,7 @@ from monitor.batches import StimulusOptions, build_stimuli, contexts
 from monitor.capture import NoAttentionError, Observation, observe, observe_features
 from monitor.dictionary import observe_dictionaries
 from monitor.evidence import Evidence
-from monitor.features import COLLECTORS
+from monitor.features import COLLECTORS, OF_LABELS
 from monitor.intervening import STIMULI, Interventions
 from monitor.memory import Memory
 from monitor.parts import Parts, find_parts
@@ -192,6 +192,16 @@ class Subject:
             failures=tuple(failures),
             seconds=spent,
             intervening=self.memory.spending.seconds,
+        )
+
+    def with_labels(self, probes: Sequence[Probe]) -> tuple[Probe, ...]:
+        """The probes but for those of labels, where there are none of the kind."""
+        labels = {name: stimulus.labels for name, stimulus in self.stimuli.items()}
+        named = {name for name, its in labels.items() if its is not None and its.names}
+        return tuple(
+            probe
+            for probe in probes
+            if all(on in named or kind not in OF_LABELS for on, kind in probe.spec.needs)
         )
 
     def _observed(

@@ -21,7 +21,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from monitor.concepts.naming import Concept, LabelledTokens, check_labels, meanings
-from monitor.labels import EVALUATION, FIRST_HALF, SECOND_HALF, Labels
+from monitor.labels import EVALUATION, FEWEST, FIRST_HALF, SECOND_HALF, Labels
 from monitor.stimuli import Stimulus, labelled_stimulus, windows
 
 _log = logging.getLogger("phasewatch")
@@ -29,9 +29,6 @@ _log = logging.getLogger("phasewatch")
 # What part of the sequences serves which purpose.
 _SHARES = {FIRST_HALF: 0.25, SECOND_HALF: 0.25, EVALUATION: 0.5}
 _CALLED = {FIRST_HALF: "first half", SECOND_HALF: "second half", EVALUATION: "evaluation"}
-
-# With fewer tokens that have a concept, or lack it, next to nothing can be said of it.
-_FEWEST = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -226,7 +223,7 @@ def _warn_of_few(labels: Labels) -> None:
         for purpose, called in _CALLED.items():
             there = values[labels.split == purpose]
             having, lacking = int(there.eq(1).sum()), int(there.eq(-1).sum())
-            if min(having, lacking) < _FEWEST:
+            if min(having, lacking) < FEWEST:
                 few.append(f"{name} ({called}: {having} tokens have it, {lacking} lack it)")
                 break
     if few:
@@ -235,7 +232,7 @@ def _warn_of_few(labels: Labels) -> None:
             "each part of the text: pass more of it, or more sequences=",
             len(few),
             ", ".join(few),
-            _FEWEST,
+            FEWEST,
         )
 
 

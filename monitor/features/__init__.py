@@ -7,11 +7,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from monitor.features.analogies import WordProductsCollector
-from monitor.features.collecting import Chunk, Collector, collect
+from monitor.features.collecting import NO_CONCEPTS, Chunk, Collector, collect
 from monitor.features.directions import (
-    FEWEST,
     METHODS,
-    NO_CONCEPTS,
     Directions,
     DirectionsCollector,
 )
@@ -29,11 +27,14 @@ COLLECTORS: Mapping[str, Callable[[Parts, Stimulus], Collector]] = {
     "neurons": NeuronsCollector,
 }
 
+# What is nothing without labels.
+OF_LABELS = frozenset({"analogies", "directions", "readable", "sparse"})
+
 __all__ = [
     "COLLECTORS",
-    "FEWEST",
     "METHODS",
     "NO_CONCEPTS",
+    "OF_LABELS",
     "Chunk",
     "Collector",
     "Directions",

@@ -24,6 +24,9 @@ from monitor.stimuli import Stimulus
 from monitor.streams import UnseenError
 from monitor.untouched import exact
 
+# Why there is nothing to tell of labels.
+NO_CONCEPTS = "no concepts were given: pass concepts="
+
 # So many tokens go through the model at a time, or one sequence.
 _TOKENS = 4096
 

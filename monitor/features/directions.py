@@ -17,21 +17,16 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int, Int8
 from torch import Tensor
 
-from monitor.features.collecting import Chunk
+from monitor.features.collecting import NO_CONCEPTS, Chunk
 from monitor.features.fitting import Moments, logistic, mass_means, noise_dimensions
-from monitor.features.scores import Counts, Scores
+from monitor.features.scores import GROUPS, Counts, Scores
 from monitor.features.tasks import control_labels
-from monitor.labels import EVALUATION, FIRST_HALF, SECOND_HALF, Labels
+from monitor.labels import EVALUATION, FEWEST, FIRST_HALF, SECOND_HALF, Labels
 from monitor.parts import Parts, Site
 from monitor.stimuli import Stimulus
 from monitor.streams import UnseenError
 
 METHODS = ("diff_in_means", "mass_mean", "logistic")
-
-# Tokens of each side, in each part of the sequences.
-FEWEST = 8
-
-NO_CONCEPTS = "no concepts were given: pass concepts="
 
 _NO_SEQUENCES = "there are no sequences to fit directions on: pass more text"
 
@@ -95,6 +90,7 @@ class DirectionsCollector:
         self._labels = labels
         self._targets = torch.cat([labels.values, control_labels(stimulus)]) * labels.used
         self._kept = _spread(labels)
+        self._group = labels.place % GROUPS
         self._layers: dict[int, _Layer] = {}
         self._reasons = [block.reasons.get("residual") for block in parts.blocks]
 
@@ -107,7 +103,7 @@ class DirectionsCollector:
         place = self._layers.setdefault(-1 if site == "residual_before" else layer, _Layer())
         labels = chunk.of(self._targets).to(rows.device)
         if chunk.split == EVALUATION:
-            place.score(rows, labels, chunk.row.to(rows.device))
+            place.score(rows, labels, self._group[chunk.row].to(rows.device))
         else:
             kept = self._kept[chunk.row, chunk.position].to(rows.device)
             place.add(rows, labels, kept, chunk.split)

@@ -34,7 +34,7 @@ from monitor.features.units import (
     UnitSums,
     random_directions,
 )
-from monitor.labels import EVALUATION, SECOND_HALF, Labels
+from monitor.labels import EVALUATION, FEWEST, SECOND_HALF, Labels
 from monitor.parts import Parts, Site
 from monitor.stimuli import Stimulus
 from monitor.streams import UnseenError
@@ -43,9 +43,6 @@ _SITES: tuple[Site, ...] = ("mlp_post",)
 
 # So many neurons of each layer are looked at one by one.
 TOP = 8
-
-# Of a concept with fewer tokens on a side to fit on nothing is said.
-FEWEST = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -29,10 +29,10 @@ import torch
 from jaxtyping import Bool, Float, Int, Int8
 from torch import Tensor
 
-from monitor.features.collecting import Chunk
+from monitor.features.collecting import NO_CONCEPTS, Chunk
 from monitor.features.scores import GROUPS, Counts, Scores, auc
 from monitor.features.tasks import shuffled_labels
-from monitor.labels import EVALUATION, FIRST_HALF, SECOND_HALF, Labels
+from monitor.labels import EVALUATION, FEWEST, FIRST_HALF, SECOND_HALF, Labels
 from monitor.parts import Block, Parts, Site
 from monitor.stimuli import Stimulus
 from monitor.streams import UnseenError
@@ -44,8 +44,6 @@ LABELLED, SHUFFLED = range(2)
 _NEURONS = 256
 # Counting takes 64 KiB a candidate and stage.
 _MOST_CONCEPTS, _MOST_PAIRS = 16, 10
-# Tokens of a split that a side, or each of the four cases of a pair, has at least.
-_LEAST = 8
 # In units of a neuron's variance: few tokens do not pin small directions down.
 _RIDGE = 1e-3
 
@@ -81,8 +79,7 @@ class ReadableCollector:
         shuffled = shuffled_labels(dataclasses.replace(stimulus, labels=chosen))
         self._tasks = torch.cat([chosen.values, shuffled]).to(parts.model.device)
         evaluated = chosen.split == EVALUATION
-        # So that every group has a sequence, wherever those for evaluation are.
-        self._group = (evaluated.cumsum(0) - 1) % GROUPS
+        self._group = chosen.place % GROUPS
         self._groups = min(GROUPS, int(evaluated.sum()))
         self._reasons: dict[int, str] = {}
         self._layers: dict[int, _Layer] = {}
@@ -146,24 +143,24 @@ def candidates(stimulus: Stimulus) -> Labels:
     """
     labels = stimulus.labels
     if labels is None or not labels.names:
-        raise UnseenError("no concepts were given: pass concepts=")
+        raise UnseenError(NO_CONCEPTS)
     values = labels.values * labels.used
     splits = [values[:, labels.split == each] for each in (FIRST_HALF, SECOND_HALF, EVALUATION)]
     cells = torch.stack([_cells(split.flatten(1)) for split in splits])
     # A token has or lacks a concept as it does that concept twice.
     sides = cells.diagonal(dim1=-2, dim2=-1)[:, [0, 1], [0, 1]].amin((0, 1))
-    enough = [c for c in sides.argsort(descending=True, stable=True).tolist() if sides[c] >= _LEAST]
+    enough = [c for c in sides.argsort(descending=True, stable=True).tolist() if sides[c] >= FEWEST]
     concepts = sorted(enough[:_MOST_CONCEPTS])
     worth = cells.amin((0, 1, 2))
     pairs = [
         pair
         for pair in itertools.combinations(range(len(labels.names)), 2)
-        if worth[pair] >= _LEAST
+        if worth[pair] >= FEWEST
     ]
     pairs = sorted(pairs, key=lambda pair: -float(worth[pair]))[:_MOST_PAIRS]
     if not concepts and not pairs:
         raise UnseenError(
-            f"no concept has and lacks {_LEAST} tokens in each split: give more labelled text"
+            f"no concept has and lacks {FEWEST} tokens in each split: give more labelled text"
         )
     random = np.random.default_rng(0)
     xors = [_balanced_xor(values[one], values[two], labels.split, random) for one, two in pairs]

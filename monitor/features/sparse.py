@@ -22,10 +22,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from monitor.features.collecting import Chunk
+from monitor.features.collecting import NO_CONCEPTS, Chunk
 from monitor.features.nested import discriminants, within_at_least
+from monitor.features.scores import GROUPS
 from monitor.features.tasks import control_labels
-from monitor.labels import EVALUATION, FIRST_HALF, SECOND_HALF
+from monitor.labels import EVALUATION, FEWEST, FIRST_HALF, SECOND_HALF
 from monitor.parts import Parts, Site
 from monitor.stimuli import Stimulus
 from monitor.streams import UnseenError
@@ -37,11 +38,6 @@ _TASK = (0, 1, 0)
 _SITES: tuple[Site, ...] = ("mlp_post",)
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-GROUPS = 16
-
-# Fewer tokens of a side in a split say nothing.
-FEWEST = 8
-
 # A classifier has at least so many tokens a neuron.
 _TOKENS_A_NEURON = 4
 
@@ -95,7 +91,7 @@ class SparseCollector:
     def __init__(self, parts: Parts, stimulus: Stimulus) -> None:
         labels = stimulus.labels
         if labels is None or not labels.names:
-            raise UnseenError("no concepts were given: pass concepts=")
+            raise UnseenError(NO_CONCEPTS)
         self._parts, self._names = parts, labels.names
         control = control_labels(stimulus)
         self._labels = torch.cat([labels.values, control]) * labels.used
@@ -107,7 +103,7 @@ class SparseCollector:
         held = len(parts.blocks) * len(labels.names) * len(CURVES) * 4
         self._most = max(size for size in SIZES if size == 1 or held * size**2 <= _BYTES)
         evaluated = labels.split == EVALUATION
-        self._group = (evaluated.cumsum(0) - 1).clamp(min=0) % GROUPS
+        self._group = labels.place % GROUPS
         counts = (self._labels[: len(self._names)] != 0).any(-1) & evaluated
         self._sequences = counts.sum(1)
         self._ranked: dict[int, _Ranking] = {}

@@ -28,8 +28,9 @@ from torch import Tensor
 
 from monitor.capture import Observation
 from monitor.evidence import Evidence, unseen
-from monitor.features import FEWEST, METHODS, Directions
+from monitor.features import METHODS, Directions
 from monitor.features.scores import accuracy, auc, selectivity
+from monitor.labels import FEWEST
 from monitor.record import Dim, Field, ProbeSpec
 
 _BY_HEART = (

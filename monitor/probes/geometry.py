@@ -32,8 +32,8 @@ from torch import Tensor
 
 from monitor.estimate import jackknife_stderr, left_in
 from monitor.evidence import Evidence, unseen
-from monitor.features import FEWEST, METHODS, NO_CONCEPTS, Directions
-from monitor.labels import EVALUATION, Labels
+from monitor.features import METHODS, NO_CONCEPTS, Directions
+from monitor.labels import EVALUATION, FEWEST, Labels
 from monitor.record import Dim, Field, ProbeSpec
 
 # So many pairs weigh as much as what is expected of noise.

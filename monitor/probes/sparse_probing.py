@@ -27,7 +27,8 @@ from torch import Tensor
 
 from monitor.estimate import jackknife_stderr
 from monitor.evidence import Evidence, unseen
-from monitor.features.sparse import CURVES, FEWEST, SIZES, Sparse
+from monitor.features.sparse import CURVES, SIZES, Sparse
+from monitor.labels import FEWEST
 from monitor.record import LAYER, Dim, Field, ProbeSpec
 
 _GUESSING = (

@@ -18,6 +18,7 @@ from monitor.probes import PROBES, select
 from monitor.subject import Subject
 from tests import models
 from tests.models import AttentionOnly, Bigram, attend_everywhere
+from tests.models.concepts import CONCEPTS, RELATION
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ class Unsaid(AttentionOnly):
 
 
 def test_tables_and_columns(model):
-    tables = measure(model, text=text())
+    tables = measure(model, text=text(), concepts=[*CONCEPTS, RELATION])
     assert list(tables) == [probe.spec.name for probe in PROBES]
     heads = tables["induction"]
     assert list(zip(heads["layer"], heads["head"], strict=True)) == [
@@ -55,12 +56,25 @@ def test_tables_and_columns(model):
         dims = [dim.name for dim in probe.spec.dims]
         table = tables[probe.spec.name]
         assert list(table.columns) == [*dims, *declared, "n", "validity"]
-        # Random weights show no circuit.
-        assert table["validity"].eq("ok").all() or probe.spec.name in {"ablation", "circuit"}
+        # Random weights show no circuit, and attention alone has no neurons.
+        nothing = {"ablation", "circuit", "sparse_probing", "neurons", "top_neurons"}
+        assert table["validity"].eq("ok").all() or probe.spec.name in nothing
     assert heads["n"].eq(16).all()
     (row,) = tables["in_context"].itertuples()
     assert row.n == 6
     assert len(row.loss_by_position) == 63
+
+
+def test_without_concepts_the_tables_of_them_are_there_only_where_they_are_named(model):
+    of_labels = {
+        "concepts", "directions", "geometry", "analogies", "sparse_probing", "superposition"
+    }  # fmt: skip
+    tables = measure(model, text=text())
+    assert of_labels == {probe.spec.name for probe in PROBES} - set(tables)
+    for probes in (["concepts"], ["analogies"]):
+        (table,) = measure(model, text=text(), probes=probes).values()
+        (why,) = table["validity"]
+        assert "in concepts=" in why or "pass concepts=" in why
 
 
 def test_without_text_what_needs_it_is_missing(model):

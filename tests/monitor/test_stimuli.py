@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from monitor.labels import Labels
 from monitor.record import STIMULI
 from monitor.stimuli import (
     NO_PERIOD,
     Stimulus,
     check_text,
+    labelled_stimulus,
     repeated,
     repeated_from,
     stimuli_from_arrow,
@@ -264,3 +266,35 @@ def test_text_that_is_no_batch_of_token_ids(given, error, got):
 def test_text_of_another_vocabulary(given, vocab_size, said):
     with pytest.raises(ValueError, match=f"text= has token ids {said}"):
         check_text(given, vocab_size=vocab_size)
+
+
+def test_labels_survive_being_stored_and_cut():
+    values = torch.randint(-1, 2, (2, 5, 16), dtype=torch.int8)
+    labels = Labels(
+        names=("b", "a"),
+        values=values,
+        split=torch.tensor([2, 0, 2, 1, 2]),
+        length=torch.tensor([16, 16, 3, 16, 16]),
+    )
+    stimulus = labelled_stimulus("concepts", text()[:5, :16], labels)
+    back = stimuli_from_arrow(stimuli_to_arrow({"concepts": stimulus}))["concepts"]
+    assert torch.equal(back.tokens, stimulus.tokens)
+    assert back.labels.names == ("b", "a")
+    for name in ("values", "split", "length"):
+        assert torch.equal(getattr(back.labels, name), getattr(labels, name))
+    assert labels.place.tolist() == [0, 0, 1, 0, 2]
+    assert labels.used[2].nonzero().flatten().tolist() == [1, 2]
+    assert torch.equal(stimulus.rows(1, 3, torch.device("cpu")).labels.values, values[:, 1:3])
+
+
+def test_sequences_without_any_concept_can_be_stored():
+    labels = Labels(
+        names=(),
+        values=torch.zeros(0, 2, 16, dtype=torch.int8),
+        split=torch.tensor([0, 2]),
+        length=torch.tensor([16, 16]),
+    )
+    stimulus = labelled_stimulus("concepts", text()[:2, :16], labels)
+    back = stimuli_from_arrow(stimuli_to_arrow({"concepts": stimulus}))["concepts"]
+    assert back.labels.names == ()
+    assert back.labels.values.shape == (0, 2, 16)

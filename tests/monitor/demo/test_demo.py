@@ -50,6 +50,12 @@ def test_induction_heads_form_after_the_previous_token_head_and_it_says_so(tmp_p
     score = monitor.read(tmp_path, "in_context").iloc[-1]
     assert score["paired_score"] + 1.96 * score["paired_score_stderr"] < 0
     told = " ".join(done.stdout.split())
+    concepts = monitor.read(tmp_path, "concepts").query("layer == 0 and method == 'diff_in_means'")
+    auc = concepts.set_index("step").query("concept == 'function_name'")["auc"]
+    stderr = concepts.set_index("step").query("concept == 'function_name'")["auc_stderr"]
+    assert auc.iloc[-1] - 3 * stderr.iloc[-1] > 0.5
+    assert f"function name {auc.iloc[-1]:.2f} ±" in told
+    assert "their directions lie as they do at the end: comment since step" in told
     assert f"to pass 0.4, at step {formed['prefix_matching']}" in told
     assert f"to pass 0.4, at step {formed['previous_token']}" in told
     query = re.search(r"^monitor\.read\(.*?\)", done.stdout, flags=re.MULTILINE).group()

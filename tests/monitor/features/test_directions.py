@@ -11,11 +11,11 @@ from scipy.special import ndtr
 from sklearn import metrics
 
 from monitor.anatomy import find_language_model
-from monitor.features import FEWEST, METHODS, collect, collecting
+from monitor.features import METHODS, collect, collecting
 from monitor.features.directions import DirectionsCollector
 from monitor.features.scores import accuracy, auc, selectivity
 from monitor.features.tasks import control_labels
-from monitor.labels import EVALUATION
+from monitor.labels import EVALUATION, FEWEST
 from monitor.parts import activations, find_parts
 from tests.models.planted_direction import PlantedDirection, found, labelled
 

@@ -11,7 +11,8 @@ from scipy.special import ndtr
 
 from monitor.capture import Observation
 from monitor.evidence import Evidence
-from monitor.features import FEWEST, METHODS
+from monitor.features import METHODS
+from monitor.labels import FEWEST
 from monitor.memory import Memory
 from monitor.probes import concepts
 from monitor.record import Reading

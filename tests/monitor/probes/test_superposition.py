@@ -43,7 +43,7 @@ def directions(own: Tensor, halves: Tensor | None = None) -> Directions:
         halves=torch.stack([halves, *[torch.full_like(halves, math.nan)] * 2], dim=3),
         thresholds=torch.zeros(layers, concepts, len(METHODS)),
         counts=None,
-        dimensions=torch.ones(layers),
+        dimensions=torch.ones(layers, len(METHODS)),
         tokens=torch.full((3, concepts, 2), 100),
         sequences=torch.full((concepts,), 16),
     )
