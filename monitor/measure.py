@@ -90,7 +90,7 @@ def measure(
     )
     subject = Subject.new(model, found, chosen, options)
     if probes is None:
-        chosen = subject.with_labels(chosen)
+        chosen = subject.with_something_to_see(chosen)
     moment = Moment(run="", attempt=1, step=0, tokens=None, time=datetime.now(UTC))
     measurement = subject.measure(chosen, moment, seconds=seconds)
     for failure in measurement.failures:
@@ -216,7 +216,7 @@ class Monitor:
             subject = ranks.agree(lambda: Subject.tried(model, found, self._probes, stimuli))
             _log.info("run %s goes on with the stimuli stored with it", self.run)
         if self._by_default:
-            self._probes = subject.with_labels(self._probes)
+            self._probes = subject.with_something_to_see(self._probes)
         self.attempt = ranks.share(lambda: self._begin(subject, after, new_stimuli=stored is None))
         self._subject, self._begun = subject, time.perf_counter()
         return subject

@@ -194,14 +194,15 @@ class Subject:
             intervening=self.memory.spending.seconds,
         )
 
-    def with_labels(self, probes: Sequence[Probe]) -> tuple[Probe, ...]:
-        """The probes but for those of labels, where there are none of the kind."""
+    def with_something_to_see(self, probes: Sequence[Probe]) -> tuple[Probe, ...]:
+        """The probes but for those of stimuli, or of labels, that there are none of."""
         labels = {name: stimulus.labels for name, stimulus in self.stimuli.items()}
         named = {name for name, its in labels.items() if its is not None and its.names}
         return tuple(
             probe
             for probe in probes
-            if all(on in named or kind not in OF_LABELS for on, kind in probe.spec.needs)
+            if (not probe.spec.needs or any(on in self.stimuli for on, _ in probe.spec.needs))
+            and all(on in named or kind not in OF_LABELS for on, kind in probe.spec.needs)
         )
 
     def _observed(

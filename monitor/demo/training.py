@@ -27,7 +27,7 @@ from monitor.demo.view import TerminalView
 
 _MEASURED_EVERY = 40
 _SEQUENCES = 32
-_OVERHEAD = 0.8
+_OVERHEAD = 1.0
 
 
 def run(*, steps: int, seed: int, root: Path, port: int, runs: int = 1) -> None:

@@ -12,8 +12,6 @@ from sklearn.metrics import f1_score
 from monitor.anatomy import find_language_model
 from monitor.features import Chunk, Collector
 from monitor.features.nested import discriminants
-from monitor.features.scores import Scores
-from monitor.features.scores import f1 as f1_of_scores
 from monitor.features.sparse import CURVES, SIZES, SparseCollector
 from monitor.features.tasks import control_labels
 from monitor.labels import EVALUATION, FIRST_HALF, SECOND_HALF, Labels
@@ -182,19 +180,14 @@ def test_f1_is_that_of_scikit_learn():
     weight = np.where(having, 1 / having.sum(), 1 / (~having).sum())
     assert value.item() == pytest.approx(f1_score(having, scores > 0, sample_weight=weight))
     assert value.item() == pytest.approx(oracle.f1(scores > 0, having))
-    # On as many tokens of each side, that of the other probes.
+    # On as many tokens of each side it is the plain one.
     few = np.flatnonzero(having)
     chosen = np.concatenate([few, np.flatnonzero(~having)[: len(few)]])
-    counted = Scores(torch.zeros(1), torch.ones(1))
-    counted.add(
-        torch.from_numpy(scores[chosen])[None].float(),
-        torch.from_numpy(np.where(having[chosen], 1, -1).astype(np.int8))[None],
-        torch.from_numpy(group[chosen]),
-    )
     answers = torch.zeros(16, 2, 2, dtype=torch.int64)
     for g, has, said in zip(group[chosen], having[chosen], scores[chosen] > 0, strict=True):
         answers[g, int(not has), int(not said)] += 1
-    assert f1(answers)[0].item() == pytest.approx(f1_of_scores(counted.counts)[0].item(), abs=1e-6)
+    plain = f1_score(having[chosen], scores[chosen] > 0)
+    assert f1(answers)[0].item() == pytest.approx(plain, abs=1e-6)
 
 
 def test_saying_always_yes_has_two_thirds():
