@@ -21,12 +21,18 @@ def record(root, run, vectors, halves):
         when = moment(10 * at, run=run, tokens=None)
         place = {"layer": [1], "concept": ["comment"], "method": ["logistic"], "n": [16]}
         place["validity"] = ["ok" if vector else "too few tokens"]
-        numbers = dict.fromkeys(c for field in CONCEPTS.fields for c in field.columns)
         told = [
-            Reading.build(DIRECTIONS, when, {**place, "vector": [vector]}),
-            Reading.build(CONCEPTS, when, {**numbers, **place, "split_half": [half]}),
+            Reading.build(spec, when, {**_nothing_told(spec), **place, **column})
+            for spec, column in (
+                (DIRECTIONS, {"vector": [vector]}),
+                (CONCEPTS, {"split_half": [half]}),
+            )
         ]
         sink.write(Measurement(moment=when, readings=tuple(told)))
+
+
+def _nothing_told(spec):
+    return dict.fromkeys(column for field in spec.fields for column in field.columns)
 
 
 def turned(degrees, length):
