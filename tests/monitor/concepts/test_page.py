@@ -8,6 +8,7 @@ import torch
 import monitor.concepts
 from monitor.concepts import from_tokenizer, python_source
 from tests.models import AttentionOnly
+from tests.models.planted_words import WORD
 from tests.monitor.concepts.tokenizers import byte_level
 
 PAGE = Path(__file__).parents[3].joinpath("docs", "concepts.md").read_text()
@@ -28,17 +29,18 @@ def test_every_python_block_of_the_page_runs_in_order():
         "tagged_ids": tokens,
         "is_noun": tokens % 2 == 0,
         "is_verb": tokens % 3 == 0,
+        "word": WORD,
         "tokenizer": tokenizer,
         "files": FILES,
     }
     blocks = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     for block in blocks:
         exec(block, names)
     assert names["newline"].label(torch.tensor([[names["newline_id"], 0]])).tolist() == [
         [True, False]
     ]
-    assert len(names["tables"]["in_context"]) == 1
+    assert set(names["tables"]["analogies"]["relation"]) == {"royalty"}
 
 
 def test_every_built_in_concept_is_on_the_page():
