@@ -18,7 +18,7 @@ from monitor.ablating import Ablation, Means, Stage, ablated_losses, summed
 from monitor.evidence import Columns, Evidence
 from monitor.parts import Parts
 from monitor.probes import Probe
-from monitor.ranks import Ranks
+from monitor.ranks import LostError, Ranks
 from monitor.stimuli import Stimulus
 
 # The stimuli on which losses are taken.
@@ -49,7 +49,8 @@ class Interventions:
     """The ablations of one measurement; all processes make them together, each on its sequences.
 
     They may take `seconds` (None: as long as they do) on the first process, which alone decides;
-    `observed` is what the intact model took on the stimuli.
+    `observed` is what the intact model took on the stimuli. `failed` says by the name of a probe
+    what broke a later stage of its plan; the stages that were made stay.
     """
 
     parts: Parts | None
@@ -58,6 +59,7 @@ class Interventions:
     spending: Spending
     seconds: float | None
     observed: float
+    failed: dict[str, Exception] = field(init=False, default_factory=dict)
     _own: dict[str, tuple[int, Tensor]] = field(init=False, default_factory=dict)
     _means: dict[str, Means] = field(init=False, default_factory=dict)
 
@@ -91,12 +93,12 @@ class Interventions:
             check()
             return planning(evidence)
 
-        ablated = self._ablated(plan)
+        ablated = self._ablated(probe.spec.name, plan)
         if ablated is None or not self.ranks.first:
             return None
         return probe.compute(replace(evidence, ablated=ablated))
 
-    def _ablated(self, plan: Callable[[], tuple[Stage, ...]]) -> Ablated | None:
+    def _ablated(self, probe: str, plan: Callable[[], tuple[Stage, ...]]) -> Ablated | None:
         """The losses on the first process; elsewhere none. None where there is no time for even the
         first stage, while nothing planned is soon done.
 
@@ -110,10 +112,16 @@ class Interventions:
             begun = time.perf_counter()
             try:
                 made |= self._make(stage)
+                self.spending.each = (time.perf_counter() - begun) / _passes(number, stage)
+            except LostError:
+                raise
+            except Exception as error:
+                # All processes have agreed on it, and go on together.
+                if number == 0:
+                    raise
+                self.failed.setdefault(probe, error)
             finally:
-                taken = time.perf_counter() - begun
-                self.spending.seconds += taken
-            self.spending.each = taken / _passes(number, stage)
+                self.spending.seconds += time.perf_counter() - begun
         return made
 
     def _fits(self, number: int, stage: Stage) -> bool:

@@ -86,7 +86,11 @@ def circuit_at(root: str | Path, run: str | None = None, step: int | None = None
     `FileNotFoundError` where there is no such folder, `ValueError` where there is no such table,
     run or step, or no edge, naming what there is.
     """
-    expect_one_of(f"table in {root}", "circuit", tables(root))
+    if "circuit" not in tables(root):
+        raise ValueError(
+            f"no table 'circuit' in {root}: expected the root= of a run that was measured with the "
+            "probe 'circuit', as it is by default"
+        )
     circuit = read(root, "circuit", run=run)
     if run is None:
         run = str(circuit["run"].iloc[int(circuit["time"].argmax())])

@@ -161,13 +161,15 @@ class Subject:
         )
         readings, failures = [], []
         failed: dict[str, Exception] = {}
+        # There may be no time for these: what reads their tables does without.
+        spared = {probe.spec.name for probe in probes if probe.plan}
         for probe in probes:
             # What runs the model is done by all processes, the rest by the first.
             if not (ranks.first or probe.plan):
                 continue
             name = probe.spec.name
             missing = [broken[stimulus] for stimulus, _ in probe.spec.needs if stimulus in broken]
-            missing += [failed[read] for read in probe.spec.reads if read in failed]
+            missing += [failed[read] for read in probe.spec.reads if read in failed.keys() - spared]
             begun = time.perf_counter()
             try:
                 with exact(self.model.device.type):
@@ -182,6 +184,9 @@ class Subject:
                 if name in chosen and ranks.first:
                     failures.append(Failure.of(name, error))
             spent[name] += time.perf_counter() - begun
+        if ranks.first:
+            broken_off = interventions.failed.items()
+            failures += [Failure.of(name, error) for name, error in broken_off if name in chosen]
         try:
             self.memory.keep(observations)
         except Exception as error:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from monitor.across.events import EVENTS, Event, Seen
+from monitor.across.events import EVENTS, Claim, Event, Seen
 from monitor.query import read, tables
 from monitor.record import expect_one_of
 
@@ -181,6 +181,11 @@ def _why_unmeasured(event: Event, frame: pd.DataFrame, measurements: int) -> str
     if measurements == 0 and len(reasons):
         return f"`{event.field}` was not measured: {reasons.iloc[-1]}"
     times = "once" if measurements else "never"
+    if isinstance(event, Claim):
+        return (
+            f"too few measurements: `{event.test}` was made {times}, two are needed: give "
+            "ablations more time (overhead= or seconds=)"
+        )
     return f"too few measurements: `{event.field}` was measured {times}, two are needed"
 
 

@@ -77,7 +77,7 @@ def _print_sentences(to: Console, sentences: Iterator[str]) -> None:
 def _heading(run: str, rows: pd.DataFrame) -> str:
     parts = []
     for column, said in (
-        ("seed", "seed {}"),
+        ("seed", "probes' seed {}"),
         ("parameters", "{:,} parameters"),
         ("step_last", "watched until step {:,}"),
     ):

@@ -211,7 +211,7 @@ def _row(
     for field in _SCORES:
         row |= effects.beside(field, ablation, others)
     if others:
-        worst = max(others, key=lambda other: effects.of("repeat_later", other)[0] or 0.0)
+        worst = max(others, key=effects.harm)
         value, stderr = effects.of("repeat_later", ablation, worst)
         row |= {"over_random": value, "over_random_stderr": stderr, "over_random_null": 0.0}
     return row
@@ -261,11 +261,12 @@ class _Groups:
 
     def random(self, size: int) -> list[_Group]:
         """Distinct random groups of as many heads, from those that show neither pattern where they
-        are enough for the fewest; else from all that are in no group. The same at every step.
+        are enough for the fewest, and for two that share none; else from all that are in no group.
+        The same at every step.
         """
         grouped = {head for group in self.named for head in group.heads}
         pool = set(self.heads) - grouped - self.showing
-        if math.comb(len(pool), size) < _FEWEST_RANDOM:
+        if len(pool) < max(2 * size, _FEWEST_RANDOM):
             pool = set(self.heads) - grouped
         number = min(_MOST_RANDOM, math.comb(len(pool), size))
         drawn: dict[tuple[Head, ...], None] = {}
@@ -358,6 +359,13 @@ class _Effects:
             return None, None
         mean, stderr = pooled_mean(sums[0] - compared[0], sums[1])
         return float(mean), max(float(stderr), _ROUNDING)
+
+    def harm(self, ablation: Ablation) -> float:
+        """By how much an ablation raises the loss on later copies. One without a finite loss may
+        have done any harm, so that nothing is said to have done more.
+        """
+        value, _ = self.of("repeat_later", ablation)
+        return math.inf if value is None or not math.isfinite(value) else value
 
     def beside(
         self, field: str, ablation: Ablation, others: Sequence[Ablation]

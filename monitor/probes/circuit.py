@@ -37,7 +37,8 @@ SPEC = ProbeSpec(
         Field(
             name="claim",
             help="How much is shown of a path through the whole graph: none, pattern, attribution "
-            "or induction circuit; the same on every row.",
+            "or induction circuit; the same on every row. Missing where no edge was found and some "
+            "heads could not be judged.",
             fooled_by="It is said of the graph, not of each of its edges.",
             stderr=False,
             text=True,
@@ -53,7 +54,7 @@ SPEC = ProbeSpec(
         Field(
             name="key_composition",
             help="Of k edges: how much of what the source writes the target's keys read; see "
-            "`composition`. Missing where it is not among the strongest.",
+            "`composition`. Missing where that does not have it.",
             low=0,
             high=1,
             null="the mean over random matrices of the same shape",
@@ -138,14 +139,16 @@ def _edge(
 def _no_edges(heads: Sequence[Row]) -> dict[str, Any]:
     """The row of a measurement at which there is nothing to draw: the step stays visible."""
     unclear = [row["validity"] for row in heads if row["validity"] != "ok"]
-    validity = "no head attends as in an induction circuit"
-    if len(unclear) == len(heads):
-        validity = unclear[0]
-    edge = _edge((-1, -1), (-1, -1), "none", {}) | {"n": heads[0]["n"], "validity": validity}
-    return {column: [value] for column, value in edge.items()} | {
-        "claim": ["none"],
-        "causal_test": ["not made"],
+    words: dict[str, str | None] = {
+        "claim": "none",
+        "causal_test": "not made",
+        "validity": "no head attends as in an induction circuit",
     }
+    if unclear:
+        # Any of the heads that were not seen could be one.
+        words = {"claim": None, "causal_test": None, "validity": unclear[0]}
+    edge = _edge((-1, -1), (-1, -1), "none", {}) | {"n": heads[0]["n"], **words}
+    return {column: [value] for column, value in edge.items()}
 
 
 def _together(tests: Sequence[str]) -> str:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,7 @@ from einops import rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor
 
+from monitor.claims import rows
 from monitor.evidence import Evidence
 from monitor.parts import Block, Parts
 from monitor.parts.folding import NotFoldedError, reading, writing
@@ -41,8 +43,9 @@ _FOOLED_BY = (
 
 SPEC = ProbeSpec(
     name="composition",
-    help="How much of what earlier heads write later heads read: the strongest pairs of each kind. "
-    "n is the number of random pairs that their null is of.",
+    help="How much of what earlier heads write later heads read: the 64 strongest pairs of each "
+    "kind, and of kind k all pairs of the 16 heads with most `previous_token` and the 16 with most "
+    "`prefix_matching` (see `induction`). n is the number of random pairs that their null is of.",
     source="Elhage et al. 2021, A Mathematical Framework for Transformer Circuits",
     dims=(
         Dim(name="source_layer", help="Block of the head that writes; -1: none in particular."),
@@ -78,14 +81,20 @@ SPEC = ProbeSpec(
         ),
     ),
     needs=(),
+    reads=("induction",),
     weights=True,
 )
 
 _STRONGEST = 64
+# Of each side of an induction circuit: whether these compose is to be known however little they do.
+_FOREMOST = 16
 _SEED = 0
 # Random heads on either side of the null: all pairs of them are taken.
 _DRAWN = 16
 _KINDS = ("q", "k", "v")
+
+# Layer and head of the one that writes, and of the one that reads.
+Pair = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -96,12 +105,16 @@ class _Edge:
     ratio: float
     null: float
     null_sd: float
-    heads: tuple[int, int, int, int]
+    heads: Pair
 
 
 def compute(evidence: Evidence) -> dict[str, Any]:
-    """The strongest pairs of each kind; and a row for each layer whose matrices are not known."""
+    """The strongest pairs of each kind and those of a circuit; and a row for each layer whose
+    matrices are not known.
+    """
     parts = evidence.known_parts()
+    always = {kind: frozenset[Pair]() for kind in _KINDS}
+    always["k"] = _of_a_circuit(rows(evidence.tables.get("induction")))
     missing: dict[tuple[int, int, str], str] = {}
     triangles: dict[int, Tensor] = {}
     edges: dict[str, list[_Edge]] = {kind: [] for kind in _KINDS}
@@ -119,15 +132,31 @@ def compute(evidence: Evidence) -> dict[str, Any]:
                 # Made anew for every pair: those of all layers are as large as the weights.
                 write = triangles[source.layer] @ writing(parts, source)
                 for kind, read in reads.items():
-                    found = _edges(write.to(read), read, source.layer, block.layer)
-                    edges[kind] = _strongest([*edges[kind], *found])
+                    found = _edges(write.to(read), read, source.layer, block.layer, always[kind])
+                    edges[kind] = _kept([*edges[kind], *found], always[kind])
     if not parts.blocks:
         missing[-1, -1, ""] = parts.reasons.get("blocks", "no blocks were found")
-    rows = [_row(edge.heads, kind, edge) for kind, found in edges.items() for edge in found]
-    rows += [_row((s, -1, t, -1), kind, why) for (s, t, kind), why in missing.items()]
-    if not rows:
-        rows = [_row((-1, -1, -1, -1), "", "no two layers have heads that write and read")]
-    return {name: [row[name] for row in rows] for name in rows[0]}
+    told = [_row(edge.heads, kind, edge) for kind, found in edges.items() for edge in found]
+    told += [_row((s, -1, t, -1), kind, why) for (s, t, kind), why in missing.items()]
+    if not told:
+        told = [_row((-1, -1, -1, -1), "", "no two layers have heads that write and read")]
+    return {name: [row[name] for row in told] for name in told[0]}
+
+
+def _of_a_circuit(heads: Sequence[Mapping[str, Any]]) -> frozenset[Pair]:
+    """The pairs of those heads that attend most as an induction circuit's do."""
+    writing_heads, reading_heads = (
+        sorted((row for row in heads if row["validity"] == "ok"), key=lambda row: -row[score])[
+            :_FOREMOST
+        ]
+        for score in ("previous_token", "prefix_matching")
+    )
+    return frozenset(
+        (source["layer"], source["head"], target["layer"], target["head"])
+        for source in writing_heads
+        for target in reading_heads
+        if source["layer"] < target["layer"]
+    )
 
 
 def _reads(parts: Parts, block: Block) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -152,30 +181,43 @@ def _edges(
     read: Float[Tensor, "target feature other"],
     source: int,
     target: int,
+    always: frozenset[Pair],
 ) -> list[_Edge]:
-    """The strongest pairs of two layers; none where a head's matrices are zero."""
+    """The strongest pairs of two layers and those of `always`; none where a head's matrices are
+    zero.
+    """
     found = ratios(write, read).cpu()
     mean, sd = null(write.shape[2], write.shape[1], read.shape[2])
     found = found.where(torch.isfinite(found), -math.inf)
-    values, indices = found.flatten().topk(min(_STRONGEST, found.numel()))
+    chosen = set(found.flatten().topk(min(_STRONGEST, found.numel())).indices.tolist())
+    sources, targets = found.shape
+    chosen |= {
+        writes * targets + reads
+        for writing_layer, writes, reading_layer, reads in always
+        if (writing_layer, reading_layer) == (source, target)
+        # Layers that attend need not be the blocks that were found.
+        and writes < sources
+        and reads < targets
+    }
     return [
         _Edge(
             sds=(value - mean) / sd,
             ratio=value,
             null=mean,
             null_sd=sd,
-            heads=(source, index // found.shape[1], target, index % found.shape[1]),
+            heads=(source, index // targets, target, index % targets),
         )
-        for value, index in zip(values.tolist(), indices.tolist(), strict=True)
-        if math.isfinite(value)
+        for index in sorted(chosen)
+        if math.isfinite(value := float(found.flatten()[index]))
     ]
 
 
-def _strongest(edges: list[_Edge]) -> list[_Edge]:
-    return sorted(edges, key=lambda edge: (-edge.sds, edge.heads))[:_STRONGEST]
+def _kept(edges: list[_Edge], always: frozenset[Pair]) -> list[_Edge]:
+    ordered = sorted(edges, key=lambda edge: (-edge.sds, edge.heads))
+    return ordered[:_STRONGEST] + [one for one in ordered[_STRONGEST:] if one.heads in always]
 
 
-def _row(heads: tuple[int, int, int, int], kind: str, edge: _Edge | str) -> dict[str, Any]:
+def _row(heads: Pair, kind: str, edge: _Edge | str) -> dict[str, Any]:
     """A pair's row, or one that says why there is none."""
     names = ("source_layer", "source_head", "target_layer", "target_head")
     row: dict[str, Any] = {**dict(zip(names, heads, strict=True)), "kind": kind}

@@ -54,7 +54,7 @@ SPEC = ProbeSpec(
         Field(
             name="attribution_test",
             help="Whether it writes what its label says: passed, failed, not made or no rule.",
-            fooled_by="An edge that is not among the strongest of `composition` counts as failed.",
+            fooled_by="Matrices that fit are no cause, and what is written need not be read.",
             stderr=False,
             text=True,
         ),
@@ -108,9 +108,10 @@ SPEC = ProbeSpec(
         ),
         Field(
             name="key_composition",
-            help="The strongest K-composition with a head labelled induction, above the mean of "
-            "random matrices; see `composition`.",
-            null="0: random matrices of the same shape",
+            help="The strongest K-composition with a head labelled induction; see `composition`.",
+            low=0,
+            high=1,
+            null="the mean over random matrices of the same shape",
             fooled_by="The strongest of several edges is above 0 by chance, and no cause.",
             stderr=False,
             null_sd=True,

@@ -103,7 +103,7 @@ def test_what_there_is_not_is_answered_by_what_there_is(tmp_path):
 def test_a_run_without_the_table(tmp_path):
     whole = measurement(1)
     record(tmp_path, Measurement(moment=whole.moment, readings=whole.readings[:1]))
-    with pytest.raises(ValueError, match=r"unknown table in .*: 'circuit'; known: heads"):
+    with pytest.raises(ValueError, match=r"no table 'circuit' in .*: expected the root= of a run"):
         picture.circuit_at(tmp_path)
 
 

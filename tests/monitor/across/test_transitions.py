@@ -67,7 +67,7 @@ def words(text: str) -> str:
 
 def test_what_formed_in_each_run(runs):
     said = words(ask(runs))
-    assert "seed0: seed 0, 12,345 parameters, watched until step 380" in said
+    assert "seed0: probes' seed 0, 12,345 parameters, watched until step 380" in said
     assert "previous-token head 60 (after 40) 3,840 0.1 0.60 ± 0.02 (null 0.02)" in said
     assert "induction head 200 (after 180) 12,800 1.0" in said
     assert "induction head not by 380 - " in said
@@ -110,7 +110,7 @@ def test_a_run_of_which_nothing_is_known(tmp_path):
     record_claims(tmp_path, "r", *[("attribution", "not made")] * 3)
     said = words(ask(tmp_path, "--align"))
     assert "nothing can be said of it" in said
-    assert "too few measurements: `claim` was measured never" in said
+    assert "too few measurements: `causal_test` was made never" in said
 
 
 def test_csv_is_the_whole_table(runs):

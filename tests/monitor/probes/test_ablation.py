@@ -195,6 +195,20 @@ def test_where_random_groups_hurt_as_much_a_large_effect_is_no_proof():
     assert min(columns["over_random_stderr"]) > 0
 
 
+@pytest.mark.parametrize("place", range(4))
+def test_nothing_hurts_more_than_a_random_group_whose_loss_is_not_finite(place):
+    evidence = evidence_of(PlantedCircuit())
+    stage = ablation.plan(evidence)[0]
+    intact = {name: seen.losses for name, seen in evidence.observations.items()}
+    hurt = {one: {n: loss + 9 * (one in stage[:2]) for n, loss in intact.items()} for one in stage}
+    random = [one for one in stage[2:] if one.by == "zero"]
+    hurt[random[place]] = {name: torch.full_like(loss, math.nan) for name, loss in intact.items()}
+    columns = ablation.compute(dataclasses.replace(evidence, ablated=hurt))
+    group = columns["group"].index("induction")
+    assert columns["repeat_later"][group] == pytest.approx(9)
+    assert not columns["over_random"][group] > 0
+
+
 def test_redundant_heads_hide_each_other_and_not_from_their_group():
     model = PlantedCircuit(decoy=True)
     with torch.no_grad():
@@ -319,6 +333,16 @@ def test_random_groups_are_distinct_of_the_same_size_and_show_neither_pattern():
         assert not set(heads) & {*showing, (0, 0), (0, 1)}
 
 
+def test_random_groups_differ_by_more_than_a_head():
+    """Five heads show no pattern; of four of them there are five groups, all nearly the same."""
+    induction = {(2, head): 0.5 for head in range(4)}
+    showing = {(1, head): 0.3 for head in range(4)} | {(3, head): 0.2 for head in range(3)}
+    first, *random = Planned(layers=4, prefix=induction, previous=showing).heads(0)
+    shared = [len(set(a) & set(b)) for a, b in itertools.combinations(random, 2)]
+    assert len(first) == 4
+    assert min(shared) < 3
+
+
 def test_random_groups_are_the_same_at_every_step():
     """Also where a head comes to show a pattern, but for those that it was in."""
     before = Planned(layers=4, prefix={(1, 0): 0.5}, previous={})
@@ -394,30 +418,56 @@ def test_one_shot_and_monitor_take_the_seconds():
         assert 0 < measurement.intervening < watch.last_seconds
 
 
-def test_a_model_that_fails_when_ablated_is_a_failure_and_training_goes_on():
-    class Fragile(PlantedCircuit):
-        """Breaks between its blocks at the fifth pass, after it was observed."""
+class Fragile(PlantedCircuit):
+    """Breaks between its blocks at the last of so many passes."""
 
-        def __init__(self):
-            super().__init__()
-            self.left = []
+    def __init__(self):
+        super().__init__()
+        self.left = []
 
-        def forward(self, tokens):
-            residual = self.token(tokens) + self.position(torch.arange(tokens.shape[1]))
-            if self.left and not self.left.pop():
-                raise RuntimeError("planted in the model")
-            return self.unembedding(self.blocks[1](self.blocks[0](residual)))
+    def forward(self, tokens):
+        residual = self.token(tokens) + self.position(torch.arange(tokens.shape[1]))
+        if self.left and not self.left.pop():
+            raise RuntimeError("planted in the model")
+        return self.unembedding(self.blocks[1](self.blocks[0](residual)))
 
+
+def test_a_later_stage_that_fails_takes_nothing_from_the_first():
     model = Fragile()
-    with Monitor(None, probes=["ablation", "in_context"], text=text_of(model, 24)) as watch:
+    names = ["ablation", "heads", "circuit"]
+    with Monitor(None, probes=names, text=text_of(model, 24)) as watch:
         # Its parts, without neurons, are looked for no more after some measurements.
         for step in range(4):
             watch.measure(model, step, seconds=0)
+        stages = ablation.plan(evidence_of(PlantedCircuit(), text=text_of(model, 24)))
+        observed, means = 3, 3
+        first = sum(3 * one.passes for one in stages[0])
+        model.left += [False, *[True] * (observed + means + first)]
+        measurement = watch.measure(model, 4, seconds=1e6)
+    (failure,) = measurement.failures
+    assert (failure.part, failure.error) == ("ablation", "RuntimeError: planted in the model")
+    assert [reading.spec.name for reading in measurement.readings] == names
+    table = measurement.frame("ablation")
+    assert set(table["method"]) == {"zero", "mean"}, "with patterns kept it failed"
+    assert {"induction", "random 4 of size 1", "previous_token", "head"} <= set(table["group"])
+    causal = measurement.frame("heads").set_index(["layer", "head"])["causal_test"]
+    assert causal[1, 0] == "passed"
+
+
+def test_a_model_that_fails_when_ablated_is_a_failure_and_training_goes_on():
+    model = Fragile()
+    names = ["ablation", "in_context", "circuit"]
+    with Monitor(None, probes=names, text=text_of(model, 24)) as watch:
+        # Its parts, without neurons, are looked for no more after some measurements.
+        for step in range(4):
+            watch.measure(model, step, seconds=0)
+        # It breaks after it was observed on three stimuli.
         model.left += [False, True, True, True, True]
         measurement = watch.measure(model, 4, seconds=1e6)
         (failure,) = measurement.failures
         assert (failure.part, failure.error) == ("ablation", "RuntimeError: planted in the model")
-        assert [reading.spec.name for reading in measurement.readings] == ["in_context"]
+        assert [reading.spec.name for reading in measurement.readings] == ["in_context", "circuit"]
+        assert set(measurement.frame("circuit")["causal_test"]) == {"not made"}
         assert 0 < measurement.intervening < watch.last_seconds
         assert watch.measure(model, 5, seconds=0).failures == ()
 

@@ -128,5 +128,12 @@ def test_what_is_not_interpretable_stays_so():
     reason = "attention is not causal"
     (row,) = drawn({head: {**INDUCTION, "validity": reason} for head in HEADS})
     assert row["validity"] == reason
+    assert (row["claim"], row["causal_test"]) == (None, None)
+
+
+def test_where_a_head_could_not_be_judged_it_is_not_said_that_there_is_no_circuit():
+    reason = "attention is not finite"
     (row,) = drawn({**dict.fromkeys(HEADS, EVEN), (1, 0): {"validity": reason}})
-    assert row["validity"] == "no head attends as in an induction circuit"
+    assert (row["validity"], row["claim"], row["causal_test"]) == (reason, None, None)
+    seen = drawn({**HEADS, (1, 1): {"validity": reason}}, edges=K_EDGE, groups=ABLATED)
+    assert {row["claim"] for row in seen} == {"induction circuit"}, "what is shown stays shown"

@@ -16,22 +16,25 @@ from torch import nn
 from monitor.anatomy import find_language_model
 from monitor.capture import observe
 from monitor.demo import model as demo
-from monitor.evidence import Evidence
+from monitor.evidence import Columns, Evidence
 from monitor.parts import Parts, find_parts
 from monitor.probes import composition, induction
 from monitor.probes.composition import null, ratios, triangle
 from monitor.stimuli import repeated_from
 from tests import models
 from tests.models import AttentionOnly, PlantedCircuit
+from tests.monitor.probes.tables import EVEN, INDUCTION, PREVIOUS
+from tests.monitor.probes.tables import induction as induction_table
 from tests.monitor.test_parts import Encoder, hugging_face, randomised
 from tests.oracles import weights as oracle
 
 Pair = tuple[int, int, int, int, str]
 
 
-def rows(parts: Parts) -> dict[Pair, dict]:
+def rows(parts: Parts, heads: Columns | None = None) -> dict[Pair, dict]:
     """By pair and kind."""
-    columns = composition.compute(Evidence(observations={}, parts=parts))
+    tables = {} if heads is None else {"induction": heads}
+    columns = composition.compute(Evidence(observations={}, parts=parts, tables=tables))
     listed = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     dims = [dim.name for dim in composition.SPEC.dims]
     found = {tuple(row[dim] for dim in dims): row for row in listed}
@@ -179,6 +182,23 @@ def test_only_the_strongest_are_kept(monkeypatch):
     for kind in "qkv":
         worst = min(row["excess"] for place, row in found.items() if place[-1] == kind)
         assert all(whole[place]["excess"] <= worst for place in left if place[-1] == kind)
+
+
+def test_whether_the_heads_of_a_circuit_compose_is_told_however_little_they_do(monkeypatch):
+    torch.manual_seed(0)
+    model = AttentionOnly(layers=4)
+    whole = rows(parts_of(model))
+    weakest = min(
+        (place for place in whole if place[-1] == "k"), key=lambda place: whole[place]["excess"]
+    )
+    heads = {(layer, head): EVEN for layer in range(4) for head in range(4)}
+    heads |= {weakest[:2]: PREVIOUS, weakest[2:4]: INDUCTION}
+    for name, value in {"_STRONGEST": 5, "_FOREMOST": 1}.items():
+        monkeypatch.setattr(composition, name, value)
+    assert weakest not in rows(parts_of(model))
+    found = rows(parts_of(model), induction_table(heads))
+    assert len(found) == 3 * 5 + 1
+    assert found[weakest] == whole[weakest]
 
 
 def test_the_first_layer_of_the_demo_needs_no_queries():
