@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 import pytest
 from typer.testing import CliRunner
@@ -17,7 +18,10 @@ import monitor
 from monitor.cli import app
 from monitor.demo import corpus
 
-COMMAND = [sys.executable, "-c", "from monitor.cli import app; app()", "demo", "--port", "0"]
+# What a shell starts in the background ignores Ctrl-C, and so does all that it starts.
+INTERRUPTIBLE = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+CODE = f"{INTERRUPTIBLE}; from monitor.cli import app; app()"
+COMMAND = [sys.executable, "-c", CODE, "demo", "--port", "0"]
 
 
 def test_induction_heads_form_after_the_previous_token_head_and_it_says_so(tmp_path):
@@ -62,28 +66,37 @@ def test_induction_heads_form_after_the_previous_token_head_and_it_says_so(tmp_p
     assert len(eval(query, {"monitor": monitor})) == 6 * 41
 
 
-@pytest.mark.parametrize("after", ["reading", "step    40"])
-def test_breaking_it_off_leaves_what_was_measured_and_no_traceback(tmp_path, after):
-    process = subprocess.Popen(
-        [*COMMAND, "--root", str(tmp_path)],
+def broken_off(arguments: list[str], when: Callable[[str], bool]) -> tuple[int, str]:
+    """The demo with Ctrl-C pressed when it has said so much: its exit code and all that it said."""
+    with subprocess.Popen(
+        [*COMMAND, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         bufsize=1,
-    )
-    seen = ""
-    while after not in seen:
-        line = process.stdout.readline()
-        assert line, f"it ended before it said {after!r}: {seen}"
-        seen += line
-    process.send_signal(signal.SIGINT)
-    seen += process.communicate(timeout=60)[0]
+    ) as process:
+        try:
+            seen = ""
+            while not when(seen):
+                line = process.stdout.readline()
+                assert line, f"it ended early: {seen}"
+                seen += line
+            process.send_signal(signal.SIGINT)
+            seen += process.communicate(timeout=120)[0]
+        finally:
+            process.kill()
+    return process.returncode, seen
+
+
+@pytest.mark.parametrize("after", ["reading", "step    40"])
+def test_breaking_it_off_leaves_what_was_measured_and_no_traceback(tmp_path, after):
+    code, seen = broken_off(["--root", str(tmp_path)], lambda seen: after in seen)
     assert "Traceback" not in seen
     if after == "reading":
-        assert process.returncode == 130
+        assert code == 130
         assert "Stopped before training began" in seen
     else:
-        assert process.returncode == 0
+        assert code == 0
         assert set(monitor.read(tmp_path, "induction")["step"]) >= {0, 40}
         assert "No head's prefix-matching score passed 0.4" in " ".join(seen.split())
 
@@ -110,27 +123,20 @@ def test_several_runs_differ_in_their_seed_and_are_compared_at_the_end(tmp_path)
     # The second of a row is the run that it would have been alone.
     alone = [*COMMAND, "--seed", "4", "--steps", "60", "--root", str(tmp_path / "alone")]
     subprocess.run(alone, check=True, capture_output=True, timeout=300)
-    same = monitor.read(tmp_path / "alone", "induction")["prefix_matching"].to_numpy()
-    assert (same == two.loc[two["run"] == names[1], "prefix_matching"].to_numpy()).all()
+    place = ["step", "layer", "head"]
+    ran_alone = monitor.read(tmp_path / "alone", "induction").set_index(place)
+    second = two[two["run"] == names[1]].set_index(place)
+    # On a machine that is busy its budget may thin the schedule, but for the first and the last.
+    both = ran_alone.index.intersection(second.index)
+    assert {0, 60} <= set(both.get_level_values("step"))
+    assert second.loc[both, "prefix_matching"].equals(ran_alone.loc[both, "prefix_matching"])
 
 
 @pytest.mark.parametrize("of", [1, 2])
 def test_breaking_off_one_of_several_runs_keeps_those_that_ended(tmp_path, of):
-    process = subprocess.Popen(
-        [*COMMAND, "--runs", "3", "--steps", "400", "--root", str(tmp_path)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        bufsize=1,
-    )
-    seen = ""
-    while seen.count("step    40") < of:
-        line = process.stdout.readline()
-        assert line, f"it ended early: {seen}"
-        seen += line
-    process.send_signal(signal.SIGINT)
-    seen += process.communicate(timeout=120)[0]
-    assert process.returncode == 0
+    arguments = ["--runs", "3", "--steps", "400", "--root", str(tmp_path)]
+    code, seen = broken_off(arguments, lambda seen: seen.count("step    40") == of)
+    assert code == 0
     assert "Traceback" not in seen
     names = monitor.read(tmp_path, "induction")["run"].unique().tolist()
     assert len(names) == of
