@@ -92,31 +92,39 @@ def _directions(root: Path, run: str) -> list[str]:
     """How well concepts can be read off along their directions, and since when these settled."""
     concepts = followed(monitor.read(root, "concepts", run=run))
     settled = followed(monitor.settling(root, run))
-    read, since = [], []
+    read: list[str] = []
+    by_chance: list[str] = []
+    since: list[str] = []
     for name in CONCEPTS:
         rows = concepts[(concepts["concept"] == name) & (concepts["validity"] == "ok")]
         if rows.empty:
             continue
         first, last = rows.iloc[0], rows.iloc[-1]
-        read.append(
+        beyond = last["auc"] - half_width(last, "auc") > last["auc_null"]
+        (read if beyond else by_chance).append(
             f"{called(name)} {last['auc']:.2f} ± {half_width(last, 'auc'):.2f} "
             f"({first['auc']:.2f} at step {first['step']})"
         )
         own = settled[settled["concept"] == name]
         turned = own["step"][own["cosine"] < own["cosine_null"]]
         there = own["step"][own["step"] > turned.max()] if len(turned) else own["step"]
-        since.append(f"{called(name)} since step {there.iloc[0]}")
-    if not read:
-        return []
-    readable = (
-        f"After block {LAYER} concepts of Python can be read off, along one direction each, on "
-        f"sequences on which nothing was fitted (AUC; 0.50 by chance): {', '.join(read)}."
-    )
-    lie = (
-        "As far as noise lets one tell, their directions lie as they do at the end: "
-        f"{', '.join(since)}."
-    )
-    return [readable, lie]
+        # The last direction lies as it does itself, which says nothing.
+        if beyond and len(there) > 1:
+            since.append(f"{called(name)} since step {there.iloc[0]}")
+    told = []
+    if read:
+        told.append(
+            f"After block {LAYER} concepts of Python can be read off, along one direction each, on "
+            f"sequences on which nothing was fitted (AUC; 0.50 by chance): {', '.join(read)}."
+        )
+    if by_chance:
+        told.append(f"Not to be told from chance: {', '.join(by_chance)}.")
+    if since:
+        told.append(
+            "As far as noise lets one tell, their directions lie as they do at the end: "
+            f"{', '.join(since)}."
+        )
+    return told
 
 
 def _score(in_context: pd.DataFrame) -> str:

@@ -11,7 +11,7 @@ from monitor.probes.concepts import SPEC as CONCEPTS
 from monitor.probes.directions import SPEC as DIRECTIONS
 from monitor.record import Measurement, Reading
 from monitor.sinks import ParquetSink
-from tests.monitor.sinks.fabricated import moment
+from tests.monitor.sinks.fabricated import moment, nothing_told
 
 
 def record(root, run, vectors, halves):
@@ -22,17 +22,13 @@ def record(root, run, vectors, halves):
         place = {"layer": [1], "concept": ["comment"], "method": ["logistic"], "n": [16]}
         place["validity"] = ["ok" if vector else "too few tokens"]
         told = [
-            Reading.build(spec, when, {**_nothing_told(spec), **place, **column})
+            Reading.build(spec, when, {**nothing_told(spec), **place, **column})
             for spec, column in (
                 (DIRECTIONS, {"vector": [vector]}),
                 (CONCEPTS, {"split_half": [half]}),
             )
         ]
         sink.write(Measurement(moment=when, readings=tuple(told)))
-
-
-def _nothing_told(spec):
-    return dict.fromkeys(column for field in spec.fields for column in field.columns)
 
 
 def turned(degrees, length):

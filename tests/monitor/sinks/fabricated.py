@@ -43,6 +43,11 @@ def moment(step: int, *, run: str = "r", attempt: int = 1, tokens: int | None = 
     return Moment(run=run, attempt=attempt, step=step, tokens=tokens, time=time)
 
 
+def nothing_told(spec: ProbeSpec) -> dict[str, None]:
+    """Every column of the fields of `spec`, as of what was not measured."""
+    return dict.fromkeys(column for field in spec.fields for column in field.columns)
+
+
 def heads(
     when: Moment,
     *,
