@@ -293,11 +293,13 @@ def test_a_circuit_that_nobody_tested_is_unknown_and_one_that_is_not_there_has_n
     record_claims(tmp_path, "untested", *[("attribution", "not made")] * 4)
     record_claims(tmp_path, "absent", *[("none", "not made")] * 4)
     record_claims(tmp_path, "refuted", *[("attribution", "failed")] * 4)
+    record_claims(tmp_path, "unseen", *[("none", "not made")] * 2, *[(None, None)] * 2)
     rows = formations(tmp_path, events=[CAUSAL]).set_index("run")
     assert pd.isna(rows.loc["untested", "formed"])
     assert not rows.loc["absent", "formed"]
     assert rows.loc["absent", "validity"] == "no head attends as in an induction circuit"
     assert not rows.loc["refuted", "formed"]
+    assert rows.loc["unseen", "step_last"] == 10, "not after what could no longer be seen"
 
 
 def test_a_claim_needs_its_columns(tmp_path):
