@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint format bench docs picture clean
+.PHONY: demo test lint format bench bench-transitions docs picture clean
 
 demo: $(READY)
 	$(BIN)/phasewatch demo $(ARGS)
@@ -26,6 +26,9 @@ format: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m tests.benchmarks $(ARGS)
+
+bench-transitions: $(READY)
+	$(BIN)/python -m tests.benchmarks.transitions $(ARGS)
 
 docs: $(READY)
 	$(BIN)/python docs/tables.py

@@ -14,6 +14,7 @@ import pytest
 import callbacks
 import dashboards
 import monitor
+import monitor.transitions
 from monitor.measure import Monitor, measure
 
 REPOSITORY = Path(__file__).parents[1]
@@ -45,6 +46,13 @@ def test_the_names_of_each_package():
     for package in (monitor, callbacks, dashboards):
         assert sorted(package.__all__) == package.__all__
         assert all(getattr(package, name).__doc__ for name in package.__all__ if name.islower())
+
+
+def test_transitions():
+    assert monitor.transitions.__all__ == ["Transition", "fit"]
+    given = parameters(monitor.transitions.fit)
+    assert list(given)[:2] == ["step", "value"]
+    assert set(list(given)[2:]) == keyword_only(monitor.transitions.fit)
 
 
 def test_the_callback():
