@@ -18,9 +18,10 @@ def settling(root: str | Path, run: str | None = None) -> pd.DataFrame:
     One row for each run, layer, concept, method and step at which it could be fitted, with `cosine`
     and with `cosine_null`, what noise alone leaves of it: two estimates of one direction, fitted on
     different tokens, are expected to have it (from the split halves of both; see `concepts` in the
-    page on tables). A direction has settled, as far as can be told, from where on its cosine is no
-    longer below that. It is told from the end, with hindsight: while a run goes on
-    `drift_previous` in `concepts` is what there is.
+    page on tables). A direction can have settled where its cosine is no longer below that, and no
+    earlier: as all are fitted on the same tokens it may still turn a little afterwards. It is told
+    from the end, with hindsight: while a run goes on `drift_previous` in `concepts` is what there
+    is.
 
     Raises what `monitor.read` raises, where there is no table of directions say.
     """

@@ -183,10 +183,8 @@ def _of_characters(text: str) -> dict[str, np.ndarray]:
     names = read.spans.get("identifier", [])
     _mark(values["function_name"], names, -1)
     _mark(values["function_name"], read.spans.get("function_name", ()), 1)
-    parsed, tree = _parsed(text, read)
-    if tree is not None:
-        arguments = _Arguments()
-        arguments.visit(tree)
+    parsed, arguments = _parsed(text, read)
+    if arguments is not None:
         places = {
             int(begins[line - 1]) + len(lines[line - 1].encode()[:column].decode())
             for line, column in arguments.found
@@ -256,15 +254,19 @@ def _called(kind: int, what: str) -> str:
     return {tokenize.STRING: "string", tokenize.OP: "operator"}.get(kind, "other")
 
 
-def _parsed(text: str, read: _Reading) -> tuple[int, ast.AST | None]:
-    """The file, or its beginning up to one of the last statements, parsed; and how much that is."""
+def _parsed(text: str, read: _Reading) -> tuple[int, _Arguments | None]:
+    """The arguments in the file, or in its beginning up to one of the last statements; and how much
+    that is.
+    """
+    arguments = _Arguments()
     for end in [len(text), *read.statements[: -_LEFT_OUT - 1 : -1]]:
         try:
             # What is odd in somebody's source is nobody's concern here.
             with warnings.catch_warnings(action="ignore"):
-                return end, ast.parse(text[:end])
+                arguments.visit(ast.parse(text[:end]))
+            return end, arguments
         except (SyntaxError, ValueError, RecursionError, MemoryError):
-            continue
+            arguments = _Arguments()
     return 0, None
 
 

@@ -275,7 +275,9 @@ def _fitted(
     missing = (half.count == 0).any(1)
     covariance = half.moments.covariance()
     whitened = mass_means(differences.nan_to_num(), covariance, half.moments.count)
-    weights, intercepts = logistic(torch.cat(half.rows), torch.cat(half.labels, dim=1))
+    weights, intercepts = torch.zeros_like(differences), torch.zeros_like(differences[:, 0])
+    if half.rows:
+        weights, intercepts = logistic(torch.cat(half.rows), torch.cat(half.labels, dim=1))
     vectors = torch.stack([differences, whitened, weights])
     along = torch.einsum("mtf,tf->mt", vectors[:2], midpoints)
     thresholds = torch.cat([along, -intercepts[None]])

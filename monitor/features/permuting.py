@@ -18,14 +18,14 @@ from monitor.labels import EVALUATION, Labels
 
 
 def permuted_labels(labels: Labels, *, seed: int) -> Int8[Tensor, "concept batch position"]:
-    """Each concept's labels in the sequences to fit on, each exchanged for those of another one
-    that has any and begun at a random place; nothing counts in the others.
+    """Each concept's labels in the sequences to fit on, at the tokens that have one: each
+    sequence's exchanged for those of another one, begun at a random place. Nothing counts in the
+    others.
 
-    Labels of a longer sequence are cut, those of a shorter one go on from their beginning.
+    Where there are more than needed they are cut, where there are fewer they begin again.
     """
     random = np.random.default_rng([seed, 4])
     values = (labels.values * labels.used).numpy()
-    length = labels.length.tolist()
     fitting = (labels.split != EVALUATION).numpy()
     permuted = np.zeros_like(values)
     for concept, own in enumerate(values):
@@ -33,7 +33,8 @@ def permuted_labels(labels: Labels, *, seed: int) -> Int8[Tensor, "concept batch
         # Nobody keeps what is its own, as long as there is another.
         step = int(random.integers(1, max(2, len(order))))
         for row, source in zip(order, np.roll(order, step), strict=True):
-            given = own[source, 1 : length[source]]
+            # Only where labels count: elsewhere tokens may be quite different ones.
+            given, there = own[source][own[source] != 0], own[row] != 0
             turned = np.roll(given, random.integers(len(given)))
-            permuted[concept, row, 1 : length[row]] = np.resize(turned, length[row] - 1)
+            permuted[concept, row, there] = np.resize(turned, there.sum())
     return from_numpy(permuted)

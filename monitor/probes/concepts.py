@@ -147,8 +147,14 @@ def compute(evidence: Evidence) -> dict[str, Any]:
     few = found.too_few
     rows = list(itertools.product(found.layers, range(len(found.names)), METHODS))
     known = torch.tensor([not few[concept] for _, concept, _ in rows])
+    # A control task that has hardly a token of one side says nothing, and takes nothing away.
+    counted = found.counts[:, :, :, 1].sum((-3, -1)).amin(-1).flatten()
+    controlled = known & (counted >= FEWEST) & columns["selectivity"].isfinite().flatten()
     return {
-        **{name: _cells(values, known) for name, values in columns.items()},
+        **{
+            name: _cells(values, controlled if name.startswith("selectivity") else known)
+            for name, values in columns.items()
+        },
         "layer": [layer for layer, _, _ in rows],
         "concept": [found.names[concept] for _, concept, _ in rows],
         "method": [method for _, _, method in rows],

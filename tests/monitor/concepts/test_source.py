@@ -187,3 +187,9 @@ def test_numbers_of_no_use(argument):
 
 def test_the_sample_is_python():
     assert ast.parse(SAMPLE)
+
+
+def test_an_expression_too_deep_to_walk_through_costs_what_follows_it_alone():
+    text = "def f(one):\n    return one\n\n\ndeep = " + " + ".join(["x"] * 900) + "\n"
+    assert having(text, "function_name") == ["f"]
+    assert having(text, "argument")[:2] == ["one", "one"]

@@ -12,7 +12,8 @@ from scipy.special import ndtr
 from monitor.capture import Observation
 from monitor.evidence import Evidence
 from monitor.features import METHODS
-from monitor.labels import FEWEST
+from monitor.features.permuting import permuted_labels
+from monitor.labels import EVALUATION, FEWEST
 from monitor.memory import Memory
 from monitor.probes import concepts
 from monitor.record import Reading
@@ -193,3 +194,36 @@ def test_the_spread_of_noise_in_its_limits():
 def test_reasons():
     rows = table({})
     assert rows.validity.tolist() == ["there is nothing to look at: pass text= or concepts="]
+
+
+def test_a_concept_of_which_no_token_counts_has_too_few():
+    """As where nothing lacks it, so that there is nothing to balance."""
+    stimulus = without(labelled(concepts=("even",)), torch.zeros_like)
+    rows = table(observed(PlantedDirection(), stimulus))
+    assert set(rows.validity.str[:14]) == {"too few tokens"}
+
+
+def test_where_all_labelled_tokens_are_one_there_is_no_control_task():
+    """As with whole texts that end alike: only where they end do they count."""
+    stimulus = labelled(rows=96, concepts=("position",))
+    stimulus.tokens[:, -1] = 7
+    values = stimulus.labels.values.clone()
+    values[:, :, :-1] = 0
+    rows = table(observed(PlantedDirection(), without(stimulus, lambda _: values)))
+    told = row(rows, concept="position", layer=0)
+    assert told["validity"] == "ok"
+    assert 0.2 < told["auc"] < 0.8
+    assert math.isnan(told["selectivity"])
+
+
+def test_labels_are_permuted_among_the_tokens_that_have_one():
+    stimulus = labelled(rows=64, concepts=("position",))
+    values = stimulus.labels.values.clone()
+    values[:, :, :-1] = 0
+    labels = without(stimulus, lambda _: values).labels
+    permuted = permuted_labels(labels, seed=0)[0]
+    fitting = labels.split != EVALUATION
+    assert (permuted[fitting, -1] != 0).all()
+    assert (permuted[:, :-1] == 0).all()
+    assert (permuted[~fitting] == 0).all()
+    assert (permuted[fitting, -1] != values[0, fitting, -1]).any()
