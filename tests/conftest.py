@@ -48,6 +48,9 @@ SHAPED = (
     "probes",
     "stimuli",
     "streams",
+    "transitions.curves",
+    "transitions.declaring",
+    "transitions.rises",
     "watch",
 )
 jaxtyping.install_import_hook([f"monitor.{name}" for name in SHAPED], "tests.conftest.checked")

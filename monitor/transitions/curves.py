@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from scipy.special import expit
 
 Form = Literal["logistic", "early", "late"]
@@ -38,7 +38,7 @@ _FLOOR = 1e-7
 
 def rise(
     form: Form,
-    x: Float[np.ndarray, " measurement"],
+    x: Shaped[np.ndarray, " measurement"],
     midpoint: Float[np.ndarray, " curve"],
     width: Float[np.ndarray, " curve"],
 ) -> Float[np.ndarray, "curve measurement"]:

@@ -243,7 +243,7 @@ PACKAGE = Path(monitor.record.__file__).parent
 
 def shaped_modules() -> list[str]:
     """Modules of `monitor` that annotate shapes and take no arguments from users."""
-    from_users = {"analogies", "anatomy", "concepts.naming"}
+    from_users = {"analogies", "anatomy", "concepts.naming", "transitions.offline"}
     paths = sorted(PACKAGE.rglob("*.py"))
     names = {".".join(p.relative_to(PACKAGE).with_suffix("").parts): p for p in paths}
     return [
