@@ -21,7 +21,7 @@ from monitor.features.collecting import NO_CONCEPTS, Chunk
 from monitor.features.contexts import Contexts
 from monitor.features.fitting import Moments, logistic, mass_means, noise_dimensions
 from monitor.features.scores import GROUPS, Counts, Scores
-from monitor.features.tasks import control_labels
+from monitor.features.tasks import control_labels, tokens_counted
 from monitor.labels import EVALUATION, FEWEST, FIRST_HALF, SECOND_HALF, Labels
 from monitor.parts import Parts, Site
 from monitor.stimuli import Stimulus
@@ -46,8 +46,9 @@ class Directions:
     `thresholds`. `halves` were found on one half of the fitted sequences each; `counts` say how
     tokens score along directions in sequences that were not fitted, by concept and by control task
     (None: not kept). `dimensions` is how many the noise of each method is spread over, `tokens` how
-    many are labelled, and `sequences` how many of those not fitted on have some. `contexts`, layer
-    by layer, concept by concept and method by method, show the tokens furthest along each.
+    many are labelled, `controlled` whether the control task has enough of them too, and `sequences`
+    how many of those not fitted on have some. `contexts`, layer by layer, concept by concept and
+    method by method, show the tokens furthest along each.
     """
 
     layers: tuple[int, ...]
@@ -58,6 +59,7 @@ class Directions:
     counts: Counts | None  # [layer concept method task group side bin]
     dimensions: Float[Tensor, "layer method"]
     tokens: Int[Tensor, "split concept side"]
+    controlled: Bool[Tensor, " concept"]
     sequences: Int[Tensor, " concept"]
     contexts: tuple[str, ...] = ()
 
@@ -129,12 +131,7 @@ class DirectionsCollector:
         thresholds = torch.stack([layer.thresholds_from_0() for layer in layers]).cpu()
         halves = torch.stack([layer.halves for layer in layers], dim=1).cpu()
         values, split = self._targets[:concepts], self._labels.split
-        tokens = torch.stack(
-            [
-                torch.stack([(values[:, split == part] == side).sum((1, 2)) for side in (1, -1)], 1)
-                for part in (FIRST_HALF, SECOND_HALF, EVALUATION)
-            ]
-        )
+        tokens = tokens_counted(self._targets.unflatten(0, (2, -1)), split)
         return Directions(
             layers=tuple(numbers),
             names=self._labels.names,
@@ -143,7 +140,8 @@ class DirectionsCollector:
             halves=rearrange(halves, "h l m t f -> h l t m f"),
             counts=rearrange(counts, "l m (k c) g s b -> l c m k g s b", k=2),
             dimensions=torch.stack([layer.dimensions for layer in layers]).cpu(),
-            tokens=tokens,
+            tokens=rearrange(tokens[0], "concept split side -> split concept side"),
+            controlled=tokens.amin((0, 2, 3)) >= FEWEST,
             sequences=(values[:, split == EVALUATION] != 0).any(2).sum(1),
             contexts=tuple(
                 words

@@ -25,7 +25,7 @@ from torch import Tensor
 from monitor.features.collecting import NO_CONCEPTS, Chunk
 from monitor.features.nested import discriminants, within_at_least
 from monitor.features.scores import GROUPS
-from monitor.features.tasks import control_labels
+from monitor.features.tasks import control_labels, tokens_counted
 from monitor.labels import EVALUATION, FEWEST, FIRST_HALF, SECOND_HALF
 from monitor.parts import Parts, Site
 from monitor.stimuli import Stimulus
@@ -95,7 +95,7 @@ class SparseCollector:
         self._parts, self._names = parts, labels.names
         control = control_labels(stimulus)
         self._labels = torch.cat([labels.values, control]) * labels.used
-        self._tokens = _tokens_counted(self._labels.unflatten(0, (2, -1)), labels.split)
+        self._tokens = tokens_counted(self._labels.unflatten(0, (2, -1)), labels.split)
         fewest = self._tokens.amin((2, 3)) >= FEWEST
         self._enough, self._controlled = fewest[0], fewest.all(0)
         most = self._tokens[0, :, SECOND_HALF].sum(-1) // _TOKENS_A_NEURON
@@ -367,11 +367,3 @@ def _on_draws(
             weights.append(whole)
             size_of.append(place)
     return torch.stack(weights, dim=1), torch.tensor(size_of)
-
-
-def _tokens_counted(
-    labels: Int[Tensor, "task concept batch position"], split: Int[Tensor, " batch"]
-) -> Int[Tensor, "task concept split side"]:
-    sides = torch.stack([(labels > 0).sum(-1), (labels < 0).sum(-1)], dim=-1)
-    splits = (FIRST_HALF, SECOND_HALF, EVALUATION)
-    return torch.stack([sides[:, :, split == each].sum(2) for each in splits], dim=2)

@@ -1,15 +1,16 @@
 """Labels that mean nothing, beside which those of concepts are put.
 
-Shapes: `concept` what tokens are labelled with; `batch` sequences of `position` token ids.
+Shapes: `concept` what tokens are labelled with; `batch` sequences of `position` token ids; `task`
+the concept and its control; `split` of the sequences; `side` having it and lacking it.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import torch
-from jaxtyping import Int8
+from jaxtyping import Int, Int8
 
-from monitor.labels import Labels
+from monitor.labels import EVALUATION, FIRST_HALF, SECOND_HALF, Labels
 from monitor.stimuli import Stimulus
 
 
@@ -39,6 +40,15 @@ def shuffled_labels(
             counting = (values != 0) & (splits == split)
             values[counting] = random.permutation(values[counting])
     return torch.from_numpy(shuffled)
+
+
+def tokens_counted(
+    labels: Int[torch.Tensor, "task concept batch position"], split: Int[torch.Tensor, " batch"]
+) -> Int[torch.Tensor, "task concept split side"]:
+    """How many tokens of each split are on either side: those that have it, those that lack it."""
+    sides = torch.stack([(labels > 0).sum(-1), (labels < 0).sum(-1)], dim=-1)
+    splits = (FIRST_HALF, SECOND_HALF, EVALUATION)
+    return torch.stack([sides[:, :, split == each].sum(2) for each in splits], dim=2)
 
 
 def _labels(stimulus: Stimulus) -> Labels:

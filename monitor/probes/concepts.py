@@ -147,9 +147,7 @@ def compute(evidence: Evidence) -> dict[str, Any]:
     few = found.too_few
     rows = list(itertools.product(found.layers, range(len(found.names)), METHODS))
     known = torch.tensor([not few[concept] for _, concept, _ in rows])
-    # A control task that has hardly a token of one side says nothing, and takes nothing away.
-    counted = found.counts[:, :, :, 1].sum((-3, -1)).amin(-1).flatten()
-    controlled = known & (counted >= FEWEST) & columns["selectivity"].isfinite().flatten()
+    controlled = torch.tensor([bool(found.controlled[concept]) for _, concept, _ in rows])
     return {
         **{
             name: _cells(values, controlled if name.startswith("selectivity") else known)

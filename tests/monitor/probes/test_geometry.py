@@ -50,6 +50,7 @@ def directions(halves, *, metric=None, names=NAMES, tokens=99, dimensions=FEATUR
         counts=None,
         dimensions=torch.full((1, 3), float(dimensions)),
         tokens=torch.full((3, len(names), 2), tokens),
+        controlled=torch.ones(len(names), dtype=torch.bool),
         sequences=torch.full((len(names),), 12),
     )
 

@@ -45,6 +45,7 @@ def directions(own: Tensor, halves: Tensor | None = None) -> Directions:
         counts=None,
         dimensions=torch.ones(layers, len(METHODS)),
         tokens=torch.full((3, concepts, 2), 100),
+        controlled=torch.ones(concepts, dtype=torch.bool),
         sequences=torch.full((concepts,), 16),
     )
 
