@@ -199,6 +199,7 @@ def _edges(
         and writes < sources
         and reads < targets
     }
+    order = sorted(chosen)
     return [
         _Edge(
             sds=(value - mean) / sd,
@@ -207,8 +208,8 @@ def _edges(
             null_sd=sd,
             heads=(source, index // targets, target, index % targets),
         )
-        for index in sorted(chosen)
-        if math.isfinite(value := float(found.flatten()[index]))
+        for index, value in zip(order, found.flatten()[order].tolist(), strict=True)
+        if math.isfinite(value)
     ]
 
 
