@@ -3,8 +3,10 @@ with intervals.
 
 A transition is a rise or a fall between two levels, or between two stretches of one slope, with one
 of the forms of `curves.rise`; `declaring` says which count. What fools it: a series that is smooth
-in a way of its own and hardly noisy, for which any wrong form is highly significant; and a real
-change that is not the one looked for, which this cannot tell.
+in a way of its own and hardly noisy, for which any wrong form is highly significant (a cubic, say);
+a slow drift along the logarithm of the step, as three of the recorded trainings without induction
+have; and a real change that is not the one looked for, which this cannot tell. A wide transition
+near either end is often taken for an exponential, and missed.
 """
 
 from __future__ import annotations
@@ -23,7 +25,6 @@ FEWEST = 8
 
 SHARP = 1 / 20
 """The share of the series below which a transition is called sharp."""
-
 
 # Standard deviations, of what measurements usually differ from their neighbours by.
 _SPIKE = 6.0
