@@ -5,10 +5,12 @@ Shapes: `batch` sequences of `position` token ids; `quadruple` the words of one 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -113,6 +115,7 @@ def analogies_stimulus(
         values=values,
         split=torch.full((len(words),), EVALUATION),
         length=torch.full((len(words),), tokens.shape[1]),
+        source=torch.arange(len(words)),
     )
     return labelled_stimulus("analogies", tokens, labels)
 
@@ -134,20 +137,15 @@ def quadruples_in(stimulus: Stimulus) -> dict[str, Int[Tensor, "quadruple 4"]]:
 
 def _checked(name: str, given: Any) -> tuple[tuple[int, int, int, int], ...]:
     expected = f"analogies {name!r}: expected quadruples of token ids (a, b, c, d)"
-    if isinstance(given, Tensor):
+    if isinstance(given, Tensor | np.ndarray):
         given = given.tolist()
     if isinstance(given, str) or not isinstance(given, Sequence):
         raise TypeError(f"{expected}; got {type(given).__name__}: put them in a list")
     quadruples = []
-    for words in given:
-        if isinstance(words, str) or not isinstance(words, Sequence):
-            raise TypeError(f"{expected}; got {words!r:.80} as one of them")
-        for word in words:
-            if type(word) is not int:
-                raise TypeError(
-                    f"{expected}; got {word!r:.80} as a word: give the token id that the model's "
-                    "tokenizer has for it"
-                )
+    for one in given:
+        if isinstance(one, str) or not isinstance(one, Sequence | Tensor | np.ndarray):
+            raise TypeError(f"{expected}; got {one!r:.80} as one of them")
+        words = [_token_id(word, expected) for word in one]
         if len(words) != 4 or len(set(words)) != 4:
             raise ValueError(f"{expected}, all different; got {tuple(words)!s:.80}")
         quadruples.append((words[0], words[1], words[2], words[3]))
@@ -157,6 +155,18 @@ def _checked(name: str, given: Any) -> tuple[tuple[int, int, int, int], ...]:
             "how sure a share of them is"
         )
     return tuple(quadruples)
+
+
+def _token_id(word: Any, expected: str) -> int:
+    try:
+        if isinstance(word, bool):
+            raise TypeError  # It would count as token 0 or 1.
+        return operator.index(word)
+    except TypeError:
+        raise TypeError(
+            f"{expected}; got {word!r:.80} as a word: give the token id that the model's tokenizer "
+            "has for it"
+        ) from None
 
 
 def _check_size(words: Sequence[int], vocab_size: int) -> None:

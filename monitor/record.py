@@ -220,9 +220,11 @@ STIMULI = pa.schema(
         ("period", pa.int32()),
         ("token_ids", pa.list_(pa.int32())),
         # Of labelled stimuli: which part of the sequences it is in, how many of the tokens are no
-        # padding, and by concept what each of them is.
+        # padding, where it is from (sequences of one source are alike), and by concept what each
+        # token is.
         ("split", pa.int32()),
         ("length", pa.int32()),
+        ("source", pa.int32()),
         ("labels", pa.map_(pa.string(), pa.list_(pa.int8()))),
     ],
     metadata=_metadata("stimuli"),

@@ -265,6 +265,7 @@ def _labels_of(stimulus: Stimulus, sequence: int) -> dict[str, Any]:
     return {
         "split": int(labels.split[sequence]),
         "length": int(labels.length[sequence]),
+        "source": int(labels.source[sequence]),
         "labels": list(zip(labels.names, values, strict=True)),
     }
 
@@ -278,6 +279,10 @@ def _stored_labels(rows: Sequence[dict[str, Any]], tokens: Tensor) -> Labels:
         values=torch.tensor(values, dtype=torch.int8).reshape(shape).transpose(0, 1).clone(),
         split=torch.tensor([row["split"] for row in rows]),
         length=torch.tensor([row["length"] for row in rows]),
+        # Runs begun by a version that did not know of sources have none.
+        source=torch.tensor(
+            [row["sequence"] if row.get("source") is None else row["source"] for row in rows]
+        ),
     )
 
 

@@ -5,6 +5,7 @@ Shapes: `concept` what tokens are labelled with; `batch` sequences of `position`
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import random
 import zlib
@@ -21,7 +22,14 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from monitor.concepts.naming import Concept, LabelledTokens, check_labels, meanings
-from monitor.labels import EVALUATION, FEWEST, FIRST_HALF, SECOND_HALF, Labels
+from monitor.labels import (
+    EVALUATION,
+    FEWEST,
+    FEWEST_SOURCES,
+    FIRST_HALF,
+    SECOND_HALF,
+    Labels,
+)
 from monitor.stimuli import Stimulus, labelled_stimulus, windows
 
 _log = logging.getLogger("phasewatch")
@@ -77,10 +85,7 @@ def concept_stimulus(
     functions = [concept for concept in concepts if isinstance(concept, Concept)]
     labelled_text = text is not None and (functions or not blocks)
     if text is not None and labelled_text:
-        cut = windows(text, context=context, sequences=text_rows(sequences))
-        all_of_it = torch.full((len(cut),), context)
-        held_out = _Rows(tokens=cut, length=all_of_it, source=torch.arange(len(cut)), labels={})
-        blocks.insert(0, held_out)
+        blocks.insert(0, _windows(text, context, text_rows(sequences)))
     if not blocks:
         raise ValueError(
             f"concepts= has label functions ({', '.join(c.name for c in functions)}), and there is "
@@ -93,13 +98,27 @@ def concept_stimulus(
     names = tuple(meanings(concepts))
     labels = _joined(blocks, names)
     random_numbers = np.random.default_rng([seed, 3])
-    split = _split(blocks, labels, random_numbers)
-    labels = Labels(names=names, values=labels.values, split=split, length=labels.length)
+    labels = dataclasses.replace(labels, split=_split(blocks, labels, random_numbers))
     _warn_of_few(labels)
-    labels = Labels(names=names, values=_balanced(labels, seed), split=split, length=labels.length)
+    labels = dataclasses.replace(labels, values=_balanced(labels, seed))
     width = labels.values.shape[2]
     tokens = torch.cat([_padded(block.tokens, width) for block in blocks])
     return labelled_stimulus("concepts", tokens, labels)
+
+
+def _windows(text: Int[Tensor, "sequence position"], context: int, sequences: int) -> _Rows:
+    """At most so many windows of held-out text. Those of one row are of one source, where there are
+    rows enough.
+    """
+    cut = windows(text, context=context, sequences=sequences)
+    row = torch.arange(len(text))[:, None].expand_as(text)
+    source = windows(row, context=context, sequences=sequences)[:, 0]
+    return _Rows(
+        tokens=cut,
+        length=torch.full((len(cut),), context),
+        source=source if len(source.unique()) >= FEWEST_SOURCES else torch.arange(len(cut)),
+        labels={},
+    )
 
 
 def _own(given: LabelledTokens, context: int, vocab_size: int) -> _Rows:
@@ -138,7 +157,9 @@ def _called(
 
 
 def _joined(blocks: Sequence[_Rows], names: tuple[str, ...]) -> Labels:
-    """The labels of all sequences, among them only tokens that may count; nothing is split yet."""
+    """The labels of all sequences, among them only tokens that may count; nothing is split yet.
+    Sequences of the same source, and those of the same tokens, are from one source.
+    """
     width = max(block.tokens.shape[1] for block in blocks)
     length = torch.cat([block.length for block in blocks])
     values = torch.zeros(len(names), len(length), width, dtype=torch.int8)
@@ -148,7 +169,13 @@ def _joined(blocks: Sequence[_Rows], names: tuple[str, ...]) -> Labels:
         for name, own in block.labels.items():
             values[names.index(name), begin:end] = _padded(own, width)
         begin = end
-    labels = Labels(names=names, values=values, split=torch.zeros_like(length), length=length)
+    labels = Labels(
+        names=names,
+        values=values,
+        split=torch.zeros_like(length),
+        length=length,
+        source=torch.from_numpy(_together(blocks)).long(),
+    )
     values *= labels.used
     return labels
 
@@ -158,15 +185,13 @@ def _split(
 ) -> Int[Tensor, " batch"]:
     """What each sequence is for."""
     block = np.repeat(np.arange(len(blocks)), [len(one.tokens) for one in blocks])
-    # Of sequences with one labelled token its label is that of the whole sequence.
-    per_sequence = labels.values.sum(2) * (labels.values != 0).sum(2).eq(1)
-    sides = [tuple(side) for side in per_sequence.T.tolist()]
-    together = _together(blocks)
-    strata: dict[tuple[int, tuple[int, ...]], list[np.ndarray]] = {}
-    for group in range(together.max() + 1):
-        rows = np.flatnonzero(together == group)
-        strata.setdefault((block[rows[0]], sides[rows[0]]), []).append(rows)
-    split = torch.zeros(len(together), dtype=torch.int64)
+    sources = [np.flatnonzero(labels.source == source) for source in labels.source.unique()]
+    of_source = np.array([block[rows[0]] for rows in sources])
+    sides = _sides(labels, sources, of_source)
+    strata: dict[tuple[int, ...], list[np.ndarray]] = {}
+    for number, rows in enumerate(sources):
+        strata.setdefault((of_source[number], *sides[number]), []).append(rows)
+    split = torch.zeros(len(labels.source), dtype=torch.int64)
     for stratum in sorted(strata):
         groups = [
             strata[stratum][place] for place in random_numbers.permutation(len(strata[stratum]))
@@ -182,8 +207,27 @@ def _split(
     return split
 
 
+def _sides(
+    labels: Labels, sources: Sequence[np.ndarray], block: np.ndarray
+) -> list[tuple[int, ...]]:
+    """Of every source the side that it is on for each concept, as a whole: 0 where its tokens, or
+    those of another source in its block, are on both.
+    """
+    having, lacking = (
+        np.stack([(labels.values[:, rows] == side).any(2).any(1).numpy() for rows in sources])
+        for side in (1, -1)
+    )
+    sides = having.astype(int) - lacking.astype(int)
+    for number in np.unique(block):
+        there = block == number
+        sides[there] *= ~(having & lacking)[there].any(0)
+    return [tuple(side) for side in sides.tolist()]
+
+
 def _together(blocks: Sequence[_Rows]) -> np.ndarray:
-    """A number for each sequence, the same for those that must serve the same purpose."""
+    """The number of every sequence's source: sequences of one source must serve the same purpose,
+    and so must those of the same tokens.
+    """
     keys: list[tuple[object, ...]] = []
     for number, block in enumerate(blocks):
         keys += [("source", number, source) for source in block.source.tolist()]
@@ -218,21 +262,26 @@ def _balanced(labels: Labels, seed: int) -> Int8[Tensor, "concept batch position
 
 
 def _warn_of_few(labels: Labels) -> None:
-    few = []
+    few, never = [], []
     for name, values in zip(labels.names, labels.values, strict=True):
         for purpose, called in _CALLED.items():
             there = values[labels.split == purpose]
             having, lacking = int(there.eq(1).sum()), int(there.eq(-1).sum())
             if min(having, lacking) < FEWEST:
                 few.append(f"{name} ({called}: {having} tokens have it, {lacking} lack it)")
+                never += [name] if not values.eq(-1).any() else []
                 break
     if few:
         _log.warning(
             "too few tokens to tell much of %d concepts: %s; expected at least %d of each side in "
-            "each part of the text: pass more of it, or more sequences=",
+            "each part of the text: pass more of it, or more sequences=%s",
             len(few),
             ", ".join(few),
             FEWEST,
+            f"; nothing lacks {', '.join(never)}: among integers -1 says so, and 0 that a token "
+            "does not count"
+            if never
+            else "",
         )
 
 

@@ -176,7 +176,8 @@ def check_concepts(concepts: Any) -> tuple[Named, ...]:
     if twice:
         raise ValueError(
             f"concepts= has {', '.join(map(repr, twice))} more than once; expected a name of its "
-            "own for each concept"
+            "own for each concept: leave one out, or rename a Concept with "
+            "dataclasses.replace(concept, name=...)"
         )
     return tuple(concepts)
 

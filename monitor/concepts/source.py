@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from monitor.concepts.naming import LabelledTokens, labelled_tokens
+from monitor.labels import FEWEST_SOURCES
 
 _HELP = {
     "comment": "Inside a comment.",
@@ -25,18 +26,18 @@ _HELP = {
     "identifier": "A name that is no keyword.",
     "keyword": "A keyword of the language.",
     "operator": "An operator, a bracket or another delimiter.",
-    "indented": "Code at two levels of indentation or more; among code.",
+    "indented_1": "Code that is indented; among code.",
+    "indented_2": "Code at two levels of indentation or more; among code.",
+    "indented_3": "Code at three levels of indentation or more; among code.",
     "function_name": "The name of a function where it is defined; among names.",
     "argument": "A name that is a parameter of the function around it; among names.",
 }
 
-# With fewer files than these the windows of one may serve different purposes.
-_FEWEST_FILES = 8
-
 # Of a file that was cut off, how many statements may be left out so that the rest can be parsed.
 _LEFT_OUT = 4
 
-_DEEP = 2
+# How deep code is, is told of as concepts: so deep, or deeper.
+_DEPTHS = (1, 2, 3)
 
 # In newer Pythons such strings are several tokens, with code between them.
 _STRING_BEGINS = {getattr(tokenize, name, None) for name in ("FSTRING_START", "TSTRING_START")} - {
@@ -59,8 +60,8 @@ def python_source(
     texts: Sequence[str], tokenizer: Any, *, context: int = 256, sequences: int = 64
 ) -> LabelledTokens:
     """Windows of Python source with what the language itself says of each token: the concepts
-    `comment`, `string`, `identifier`, `keyword`, `operator`, `indented`, `function_name` and
-    `argument`.
+    `comment`, `string`, `identifier`, `keyword`, `operator`, `function_name`, `argument`, and
+    `indented_1`, `indented_2` and `indented_3` for how deep it is.
 
     Whole files are read, so that a window in the middle of a docstring is known to be there. A
     token is what its first character that is no white space is. Of a file that is cut off the
@@ -82,7 +83,9 @@ def python_source(
     for name, value, least in (("context", context, 2), ("sequences", sequences, 1)):
         if type(value) is not int or value < least:
             raise ValueError(f"{name}={value!r}: expected a whole number of at least {least}")
-    files = [text.replace("\r\n", "\n").replace("\r", "\n") for text in texts]
+    # A byte order mark is no source, and would keep all of its file from being read.
+    plain = [text.removeprefix("\ufeff") for text in texts]
+    files = [text.replace("\r\n", "\n").replace("\r", "\n") for text in plain]
     encoded = _Encoder(tokenizer)
     tokens = [encoded(text) for text in files]
     cuts = [
@@ -114,7 +117,7 @@ def python_source(
         labels,
         tokens=torch.from_numpy(ids),
         length=torch.from_numpy(length),
-        source=[number for number, _ in chosen] if files_there >= _FEWEST_FILES else None,
+        source=[number for number, _ in chosen] if files_there >= FEWEST_SOURCES else None,
         help=_HELP,
     )
 
@@ -156,9 +159,14 @@ def _on_tokens(
 
 @dataclass(slots=True, eq=False)
 class _Reading:
-    """A file as far as it was read: by kind, where it has what; `end` is how far that is."""
+    """A file as far as it was read: by kind, where it has what, and by depth, up to the last of
+    `_DEPTHS`, where it has code; `end` is how far that is.
+    """
 
     spans: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+    code: tuple[list[tuple[int, int]], ...] = field(
+        default_factory=lambda: tuple([] for _ in range(max(_DEPTHS) + 1))
+    )
     # Where statements begin that are in no other one.
     statements: list[int] = field(default_factory=list)
     end: int = 0
@@ -178,8 +186,9 @@ def _of_characters(text: str) -> dict[str, np.ndarray]:
     for name in ("comment", "string", "identifier", "keyword", "operator"):
         values[name][: read.end] = -1
         _mark(values[name], read.spans.get(name, ()), 1)
-    _mark(values["indented"], read.spans.get("shallow", ()), -1)
-    _mark(values["indented"], read.spans.get("deep", ()), 1)
+    for least in _DEPTHS:
+        for depth in range(max(_DEPTHS) + 1):
+            _mark(values[f"indented_{least}"], read.code[depth], 1 if depth >= least else -1)
     names = read.spans.get("identifier", [])
     _mark(values["function_name"], names, -1)
     _mark(values["function_name"], read.spans.get("function_name", ()), 1)
@@ -215,7 +224,7 @@ def _read(text: str, begins: np.ndarray) -> _Reading:
                 read.add(name, start, stop)
                 if name == "identifier" and defines:
                     read.add("function_name", start, stop)
-                read.add("deep" if depth >= _DEEP else "shallow", start, stop)
+                read.code[min(depth, max(_DEPTHS))].append((start, stop))
                 if begins_line and depth == 0:
                     read.statements.append(start)
                 defines, begins_line = what == "def", False

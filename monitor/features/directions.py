@@ -46,7 +46,7 @@ class Directions:
     `thresholds`. `halves` were found on one half of the fitted sequences each; `counts` say how
     tokens score along directions in sequences that were not fitted, by concept and by control task
     (None: not kept). `dimensions` is how many the noise of each method is spread over, `tokens` how
-    many are labelled, `controlled` whether the control task has enough of them too, and `sequences`
+    many are labelled, `controlled` whether the control task has enough of them too, and `sources`
     how many of those not fitted on have some. `contexts`, layer by layer, concept by concept and
     method by method, show the tokens furthest along each.
     """
@@ -60,7 +60,7 @@ class Directions:
     dimensions: Float[Tensor, "layer method"]
     tokens: Int[Tensor, "split concept side"]
     controlled: Bool[Tensor, " concept"]
-    sequences: Int[Tensor, " concept"]
+    sources: Int[Tensor, " concept"]
     contexts: tuple[str, ...] = ()
 
     @property
@@ -142,7 +142,7 @@ class DirectionsCollector:
             dimensions=torch.stack([layer.dimensions for layer in layers]).cpu(),
             tokens=rearrange(tokens[0], "concept split side -> split concept side"),
             controlled=tokens.amin((0, 2, 3)) >= FEWEST,
-            sequences=(values[:, split == EVALUATION] != 0).any(2).sum(1),
+            sources=self._labels.sources((values != 0).any(2) & (split == EVALUATION)),
             contexts=tuple(
                 words
                 for layer in layers

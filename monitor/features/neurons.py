@@ -71,7 +71,7 @@ class NeuronsSeen:
     """What neurons are like, by layer: `estimates` of whole layers, by the names of the fields, and
     their `top` neurons; of the layers in `reasons` nothing is known.
 
-    `fitted` and `evaluated` count the sequences of the two, `enough` says which concepts have
+    `fitted` and `evaluated` count the sources of the two, `enough` says which concepts have
     enough tokens to say something of.
     """
 
@@ -97,11 +97,13 @@ class NeuronsCollector:
         self._parts, self._stimulus, self._labels = parts, stimulus, labels
         own = labels.values * labels.used
         fitting = labels.split != EVALUATION
-        self._fitted, self._evaluated = int(fitting.sum()), int((~fitting).sum())
+        self._fitted, self._evaluated = (
+            int(labels.sources(which)) for which in (fitting, ~fitting)
+        )
         if not self._fitted:
             raise UnseenError("there are no sequences to fit on: pass more text")
         self._groups = max(2, min(GROUPS, self._fitted))
-        self._group = (fitting.cumsum(0) - 1) % self._groups
+        self._group = labels.numbered(fitting) % self._groups
         permuted = [permuted_labels(labels, seed=seed) for seed in range(PERMUTATIONS)]
         # [set concept batch position]: the concepts' own labels, then permuted ones.
         self._sets = torch.stack([own, *permuted])
@@ -240,8 +242,8 @@ class _Chosen:
         self._contexts.add(active, chunk)
         if self._tells:
             told = chunk.of(labels.values[self.concept.to(labels.values.device)])
-            row = chunk.row.to(active.device)
-            self._scores.add((self.sign * active).T, told.to(active.device), row)
+            group = labels.place[chunk.row].to(active.device)
+            self._scores.add((self.sign * active).T, told.to(active.device), group)
 
     def top(self, stimulus: Stimulus) -> TopNeurons:
         """What they did, on the CPU."""

@@ -80,7 +80,7 @@ class ReadableCollector:
         self._tasks = torch.cat([chosen.values, shuffled]).to(parts.model.device)
         evaluated = chosen.split == EVALUATION
         self._group = chosen.place % GROUPS
-        self._groups = min(GROUPS, int(evaluated.sum()))
+        self._groups = min(GROUPS, int(chosen.sources(evaluated)))
         self._reasons: dict[int, str] = {}
         self._layers: dict[int, _Layer] = {}
         for block in parts.blocks:

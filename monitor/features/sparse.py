@@ -68,7 +68,7 @@ class Sparse:
     largest: Int[Tensor, "layer concept"]
     controlled: Bool[Tensor, " concept"]
     tokens: Int[Tensor, "task concept split side"]
-    sequences: Int[Tensor, " concept"]
+    sources: Int[Tensor, " concept"]
     reasons: Mapping[int, str]
 
 
@@ -105,7 +105,7 @@ class SparseCollector:
         evaluated = labels.split == EVALUATION
         self._group = labels.place % GROUPS
         counts = (self._labels[: len(self._names)] != 0).any(-1) & evaluated
-        self._sequences = counts.sum(1)
+        self._sources = labels.sources(counts)
         self._ranked: dict[int, _Ranking] = {}
         self._fitted: dict[int, _Covariances] = {}
         self._asked: dict[int, _Answers] = {}
@@ -166,7 +166,7 @@ class SparseCollector:
             largest=largest,
             controlled=self._controlled,
             tokens=self._tokens,
-            sequences=self._sequences,
+            sources=self._sources,
             reasons=unseen,
         )
 

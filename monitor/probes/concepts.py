@@ -98,7 +98,8 @@ SPEC = ProbeSpec(
             stderr=False,
             null="0: nothing but noise, in as many dimensions as the variance is spread over",
             null_sd=True,
-            fooled_by="Noise that the halves share, of texts on one subject say, raises it.",
+            fooled_by="Noise that the halves share, of texts on one subject say, raises it; of few "
+            "whole texts noise alone scatters it by half as much again as null_sd says.",
         ),
         Field(
             name="drift_previous",
@@ -156,7 +157,7 @@ def compute(evidence: Evidence) -> dict[str, Any]:
         "layer": [layer for layer, _, _ in rows],
         "concept": [found.names[concept] for _, concept, _ in rows],
         "method": [method for _, _, method in rows],
-        "n": [int(found.sequences[concept]) for _, concept, _ in rows],
+        "n": [int(found.sources[concept]) for _, concept, _ in rows],
         "validity": [_validity(found, concept) for _, concept, _ in rows],
     }
 

@@ -68,6 +68,6 @@ def compute(evidence: Evidence) -> dict[str, Any]:
         "contexts": [
             None if few[row[1]] else words for row, words in zip(rows, found.contexts, strict=True)
         ],
-        "n": [int(found.sequences[concept]) for _, concept, _ in rows],
+        "n": [int(found.sources[concept]) for _, concept, _ in rows],
         "validity": ["too few tokens" if few[concept] else "ok" for _, concept, _ in rows],
     }

@@ -234,11 +234,13 @@ def _symmetric(products: Float64[Tensor, "concept concept"]) -> Float64[Tensor, 
 
 
 def _overlap(labels: Labels, concept: str, other: str) -> Mapping[str, float | None]:
-    """φ of two concepts' labels, with its jackknife over groups of sequences; None where the tokens
+    """φ of two concepts' labels, with its jackknife over groups of sources; None where the tokens
     on which both count all have, or all lack, one of them.
     """
     one, two = (labels.values[labels.names.index(name)] for name in (concept, other))
-    counts = _table(one * labels.used, two * labels.used)
+    per_sequence = _table(one * labels.used, two * labels.used)
+    number = labels.numbered(torch.ones_like(labels.source, dtype=torch.bool))
+    counts = per_sequence.new_zeros(int(number.max()) + 1, 2, 2).index_add(0, number, per_sequence)
     kept = left_in(len(counts)).double()
     phi = _phi(counts.sum(0))
     if not bool(phi.isfinite()):

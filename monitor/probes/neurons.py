@@ -40,7 +40,7 @@ _MORE = "Concepts that go together, a string and its quotes say, count each."
 SPEC = ProbeSpec(
     name="neurons",
     help="What the neurons of each block's MLP are like (after the nonlinearity), and how many "
-    "concepts they tell. n: sequences. Without concepts what is about these is missing.",
+    "concepts they tell. n: sources. Without concepts what is about these is missing.",
     source="Morcos et al. 2018, On the importance of single directions for generalization; Gurnee "
     "et al. 2023, Finding neurons in a haystack; Bricken et al. 2023, Towards monosemanticity",
     dims=(LAYER,),

@@ -41,7 +41,7 @@ SPEC = ProbeSpec(
     help="How well a linear classifier on the best k neurons of a block's MLP (after the "
     "nonlinearity) tells tokens with a concept from those without. Chosen, fitted and told of on "
     "three different sets of sequences; k doubles up to 256, or a quarter of the tokens to fit on. "
-    "n: evaluated sequences in which tokens count.",
+    "n: evaluated sources in which tokens count.",
     source="Gurnee et al. 2023, Finding neurons in a haystack; Hewitt & Liang 2019",
     dims=(
         LAYER,
@@ -173,7 +173,7 @@ def _rows(
     place = {
         "layer": layer,
         "concept": sparse.names[concept],
-        "n": int(sparse.sequences[concept]),
+        "n": int(sparse.sources[concept]),
     }
     if layer in sparse.reasons:
         return [_nothing(place, sparse.reasons[layer])]

@@ -170,7 +170,8 @@ def compute(evidence: Evidence) -> dict[str, Any]:
     reading: dict[int, dict[str, Any]] = {} if readable is None else _reading(readable)
     whys = {} if readable is None else dict.fromkeys(readable.layers, _ALONE) | readable.reasons
     whys[-1] = "no MLP comes before the first block"
-    sequences = len(evidence.observations["concepts"].stimulus.tokens)
+    labels = evidence.observations["concepts"].stimulus.labels
+    sources = 0 if labels is None else len(labels.source.unique())
     rows = []
     for layer in sorted({*sharing, *reading, *whys}):
         told, why = sharing.get(layer, (None, no_directions))
@@ -179,7 +180,7 @@ def compute(evidence: Evidence) -> dict[str, Any]:
         reasons = "; ".join(each for each in (why, why_not) if each)
         row: dict[str, Any] = dict.fromkeys(_NUMBERS) | {"computed_names": ""}
         row |= (told or {}) | (read or {})
-        row |= {"layer": layer, "n": sequences, "missing": reasons}
+        row |= {"layer": layer, "n": sources, "missing": reasons}
         rows.append(row | {"validity": reasons if told is None and read is None else "ok"})
     return {column: [row[column] for row in rows] for column in rows[0]}
 

@@ -30,7 +30,7 @@ SPEC = ProbeSpec(
     name="top_neurons",
     help="The 8 neurons of each block's MLP that tell concepts best (without concepts: of the "
     "largest kurtosis), and what they are most active on in sequences that did not choose them. "
-    "n: evaluated sequences.",
+    "n: evaluated sources.",
     source="Bills et al. 2023, Language models can explain neurons in language models; Gurnee et "
     "al. 2023, Finding neurons in a haystack",
     dims=(

@@ -68,6 +68,7 @@ def labelled(
     context: int = 33,
     concepts: tuple[str, ...] = ("even", "position", "id"),
     vocab_size: int = 4096,
+    source: Tensor | None = None,
     seed: int = 0,
 ) -> Stimulus:
     """Random token ids: `even` ones have the planted concept, `position` is a side drawn for every
@@ -87,6 +88,7 @@ def labelled(
         values=values * (torch.arange(context) > 0),
         split=torch.tensor([0, 2, 1, 2]).repeat(rows)[:rows],
         length=torch.full((rows,), context),
+        source=torch.arange(rows) if source is None else source,
     )
     return labelled_stimulus("concepts", tokens, labels)
 

@@ -1,5 +1,6 @@
 """`Analogies` as users write them, what is wrong with some, and the stimulus that they become."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -34,6 +35,22 @@ def stimulus(bos=None, **change):
 def test_quadruples_of_no_use_are_refused(quadruples, error, says):
     with pytest.raises(error, match=says):
         Analogies("royalty", quadruples=quadruples)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        np.array(QUADRUPLES),
+        torch.tensor(QUADRUPLES),
+        list(np.array(QUADRUPLES)),
+        list(torch.tensor(QUADRUPLES)),
+        [[np.int64(word) for word in words] for words in QUADRUPLES],
+    ],
+)
+def test_token_ids_may_be_those_of_numpy_and_torch(given):
+    found = Analogies("royalty", quadruples=given).quadruples
+    assert found == Analogies("royalty", quadruples=QUADRUPLES).quadruples
+    assert {type(word) for words in found for word in words} == {int}
 
 
 @pytest.mark.parametrize(

@@ -275,26 +275,50 @@ def test_labels_survive_being_stored_and_cut():
         values=values,
         split=torch.tensor([2, 0, 2, 1, 2]),
         length=torch.tensor([16, 16, 3, 16, 16]),
+        source=torch.tensor([7, 3, 4, 3, 7]),
     )
     stimulus = labelled_stimulus("concepts", text()[:5, :16], labels)
     back = stimuli_from_arrow(stimuli_to_arrow({"concepts": stimulus}))["concepts"]
     assert torch.equal(back.tokens, stimulus.tokens)
     assert back.labels.names == ("b", "a")
-    for name in ("values", "split", "length"):
+    for name in ("values", "split", "length", "source"):
         assert torch.equal(getattr(back.labels, name), getattr(labels, name))
-    assert labels.place.tolist() == [0, 0, 1, 0, 2]
     assert labels.used[2].nonzero().flatten().tolist() == [1, 2]
     assert torch.equal(stimulus.rows(1, 3, torch.device("cpu")).labels.values, values[:, 1:3])
 
 
-def test_sequences_without_any_concept_can_be_stored():
+def test_sources_are_numbered_among_those_that_are_for_the_same():
     labels = Labels(
         names=(),
-        values=torch.zeros(0, 2, 16, dtype=torch.int8),
-        split=torch.tensor([0, 2]),
-        length=torch.tensor([16, 16]),
+        values=torch.zeros(0, 6, 16, dtype=torch.int8),
+        split=torch.tensor([2, 0, 2, 2, 1, 0]),
+        length=torch.full((6,), 16),
+        source=torch.tensor([7, 3, 4, 7, 9, 2]),
     )
-    stimulus = labelled_stimulus("concepts", text()[:2, :16], labels)
+    assert labels.place.tolist() == [1, 1, 0, 1, 0, 0]
+    assert labels.numbered(labels.split != 2).tolist() == [-1, 1, -1, -1, 2, 0]
+    fitting = torch.stack([labels.split == 2, labels.split != 2])
+    assert labels.sources(fitting).tolist() == [2, 3]
+
+
+def test_of_runs_that_were_begun_without_sources_each_sequence_is_one():
+    found = labelled_stimulus("concepts", text()[:2, :16], _unlabelled(2))
+    before = stimuli_to_arrow({"concepts": found}).drop_columns("source")
+    assert stimuli_from_arrow(before)["concepts"].labels.source.tolist() == [0, 1]
+
+
+def _unlabelled(rows):
+    return Labels(
+        names=(),
+        values=torch.zeros(0, rows, 16, dtype=torch.int8),
+        split=torch.arange(rows),
+        length=torch.full((rows,), 16),
+        source=torch.zeros(rows, dtype=torch.int64),
+    )
+
+
+def test_sequences_without_any_concept_can_be_stored():
+    stimulus = labelled_stimulus("concepts", text()[:2, :16], _unlabelled(2))
     back = stimuli_from_arrow(stimuli_to_arrow({"concepts": stimulus}))["concepts"]
     assert back.labels.names == ()
     assert back.labels.values.shape == (0, 2, 16)

@@ -135,6 +135,44 @@ def test_the_same_text_is_never_on_both_sides():
     assert set.union(*purposes.values()) == set(SPLITS)
 
 
+def test_windows_of_one_row_of_text_are_of_one_source_where_there_are_rows_enough():
+    for rows, alike in ((8, True), (7, False)):
+        labels = build(EVEN, text=text(rows, 4 * CONTEXT), sequences=16).labels
+        assert len(labels.split) > 2 * rows
+        row = (torch.linspace(0, 4 * rows - 1, len(labels.split)).round() // 4).tolist()
+        purposes = {}
+        for number, purpose in zip(row, labels.split.tolist(), strict=True):
+            purposes.setdefault(number, set()).add(purpose)
+        assert all(len(one) == 1 for one in purposes.values()) == alike
+        assert len(labels.source.unique()) == (rows if alike else len(labels.source))
+
+
+@pytest.mark.parametrize("documents", [8, 12, 16])
+def test_documents_that_are_labelled_as_wholes_are_split_within_each_side(documents):
+    """Else a part of them often has none of one side."""
+    tokens = text(3 * documents)
+    source = torch.arange(documents).repeat_interleave(3)
+    whole = (source % 2 == 1)[:, None].expand_as(tokens)
+    own = labelled_tokens({"whole": whole}, tokens=tokens, source=source)
+    for seed in range(20):
+        labels = build(own, text=None, seed=seed).labels
+        for purpose in SPLITS:
+            there = labels.values[0, labels.split == purpose]
+            assert (there == 1).any()
+            assert (there == -1).any()
+
+
+def test_a_side_of_some_documents_says_nothing_of_those_that_have_both():
+    """Stratified by what few of them are, the others would be split as if they were all alike."""
+    tokens, source = text(32), torch.arange(8).repeat_interleave(4)
+    values = torch.ones(32, CONTEXT, dtype=torch.int8)
+    values[:, ::2] = -1
+    values[source == 0] = 1
+    own = labelled_tokens({"mixed": values}, tokens=tokens, source=source)
+    labels = build(own, text=None).labels
+    assert [len(labels.source[labels.split == purpose].unique()) for purpose in SPLITS] == [2, 2, 4]
+
+
 def test_padding_does_not_make_texts_differ():
     short = [[1, 5, 6], [1, 5, 6], [1, 7, 8], [1, 5, 6, 0]]
     found = build(labelled_texts("x", having=short, lacking=[[2, 3]] * 4), text=None)
@@ -263,3 +301,12 @@ def test_tokens_that_the_model_does_not_know():
     message = "concepts first: token ids from 0 to 49; expected 0 to 19: tokenise them with"
     with pytest.raises(ValueError, match=message):
         build(sentences(), text=None, vocab_size=20)
+
+
+def test_labels_without_any_lack_are_said_to_be_none(caplog):
+    """0 and 1 are what many would write for booleans."""
+    given = text(40)
+    with caplog.at_level(logging.WARNING, logger="phasewatch"):
+        build(labelled_tokens({"own": (given > 20).long()}, tokens=given), text=None)
+    (record,) = caplog.records
+    assert "nothing lacks own: among integers -1 says so" in record.getMessage()

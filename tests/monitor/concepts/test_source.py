@@ -15,7 +15,7 @@ from tests.monitor.concepts.tokenizers import byte_level, characters
 from tests.oracles.source import depth_of_lines, of_characters
 
 KINDS = ("comment", "string", "identifier", "keyword", "operator")
-NAMES = (*KINDS, "indented", "function_name", "argument")
+NAMES = (*KINDS, "indented_1", "indented_2", "indented_3", "function_name", "argument")
 
 SAMPLE = '''\
 import os  # the system's
@@ -79,16 +79,31 @@ def test_arguments_of_the_function_around_them():
     assert "size" in having(SAMPLE, "argument", side=-1)
 
 
-def test_indentation_of_code():
-    text = "def f():\n    # far\n    if a:\n        b = (1 +\n 2)\n\n        c\n    d\ne  # near\n"
-    found = labels(text)["indented"]
-    lines = [line for line, depth in enumerate(depth_of_lines(text)) if depth >= 2] + [4]
+@pytest.mark.parametrize("least", [1, 2, 3])
+def test_indentation_of_code(least):
+    text = (
+        "def f():\n    # far\n    if a:\n        b = (1 +\n 2)\n\n        c\n"
+        "        if g:\n            if h:\n                i\n    d\ne  # near\n"
+    )
+    found = labels(text)[f"indented_{least}"]
+    lines = [line for line, depth in enumerate(depth_of_lines(text)) if depth >= least]
+    # Inside brackets a line is as deep as what it goes on with.
+    lines += [4] if least <= 2 else []
     of_line = [text[:place].count("\n") for place in range(len(text))]
-    code = "deff():ifa:b=(1+2)cde"
+    code = "deff():ifa:b=(1+2)cifg:ifh:ide"
     assert "".join(c for c, side in zip(text, found, strict=True) if side) == code
     assert all(
         (side == 1) == (line in lines) for side, line in zip(found, of_line, strict=True) if side
     )
+
+
+def test_a_byte_order_mark_is_no_source():
+    found, marked = (
+        python_source([text], characters("\ufeff" + SAMPLE), context=64, sequences=4)
+        for text in (SAMPLE, "\ufeff" + SAMPLE)
+    )
+    assert torch.equal(found.tokens, marked.tokens)
+    assert torch.equal(found.labels["keyword"], marked.labels["keyword"])
 
 
 @pytest.mark.parametrize(

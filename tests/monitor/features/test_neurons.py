@@ -41,6 +41,7 @@ def labelled(*concepts, batch=64, vocabulary=50, counting=0.8, shortest=POSITION
         values=torch.from_numpy(values),
         split=split,
         length=torch.from_numpy(random.integers(shortest, POSITIONS + 1, size=batch)),
+        source=torch.arange(batch),
     )
     return labelled_stimulus("concepts", torch.from_numpy(tokens), labels)
 
@@ -227,6 +228,23 @@ def test_permuted_labels_are_those_of_other_sequences():
         part = "".join("+-"[int(v < 0)] for v in permuted[0, row, 1 : 1 + short // 2])
         found = [own for own in rows if part in texts[own][: length[own] - 1] * 2]
         assert set(found) - {row}
+
+
+def test_the_labels_of_sources_stay_together():
+    """Else those of a text in several windows, which has one class, would be mixed."""
+    stimulus = labelled(of_sequences, shortest=20, counting=1.0)
+    source = torch.arange(64) // 4
+    whole = torch.where(source % 3 == 0, 1, -1).to(torch.int8)
+    values = whole[:, None].expand(64, POSITIONS)[None].clone()
+    labels = dataclasses.replace(stimulus.labels, source=source, values=values)
+    permuted = permuted_labels(labels, seed=0)[0]
+    fitting = labels.split != EVALUATION
+    sides = []
+    for number in range(16):
+        (side,) = {*permuted[(source == number) & fitting].flatten().tolist()} - {0}
+        sides.append(side)
+    assert sides.count(1) == int((whole[::4] == 1).sum())
+    assert sides != whole[::4].tolist()
 
 
 def test_sequences_that_are_alike_within_themselves_do_not_tell_their_class():

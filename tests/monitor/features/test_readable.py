@@ -63,6 +63,7 @@ def labelled(
         values=values,
         split=torch.tensor([FIRST_HALF, SECOND_HALF, EVALUATION, EVALUATION] * (sequences // 4)),
         length=torch.full((sequences,), POSITIONS),
+        source=torch.arange(sequences),
     )
     return labelled_stimulus("concepts", tokens, labels)
 

@@ -2,6 +2,8 @@
 into other chunks, noise, activations of large mean and such that are not finite.
 """
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from sklearn.metrics import f1_score
 from monitor.anatomy import find_language_model
 from monitor.features import Chunk, Collector
 from monitor.features.nested import discriminants
+from monitor.features.scores import GROUPS
 from monitor.features.sparse import CURVES, SIZES, SparseCollector
 from monitor.features.tasks import control_labels
 from monitor.labels import EVALUATION, FIRST_HALF, SECOND_HALF, Labels
@@ -37,6 +40,7 @@ def labelled(*concepts, batch=64, vocabulary=50, counting=0.8, seed=0) -> Stimul
         values=torch.from_numpy(values.astype(np.int8)),
         split=split,
         length=torch.full((batch,), POSITIONS),
+        source=torch.arange(batch),
     )
     return labelled_stimulus("concepts", torch.from_numpy(tokens), labels)
 
@@ -221,6 +225,18 @@ def test_it_is_asked_of_every_held_out_token_and_of_no_other():
     assert sparse.answers[0, 0, 0, 0, :, 0].sum() == having.sum()
 
 
+def test_groups_are_of_whole_sources():
+    stimulus = labelled(even, counting=0.5)
+    labels = dataclasses.replace(stimulus.labels, source=torch.arange(64) // 8)
+    grouped = dataclasses.replace(stimulus, labels=labels)
+    activations = [noise(stimulus, 64)]
+    alone, together = (shown(one, activations) for one in (stimulus, grouped))
+    by_source = together.answers[0, 0, 0, 0]
+    assert by_source.sum((-2, -1)).gt(0).tolist() == [True] * 8 + [False] * (GROUPS - 8)
+    assert torch.equal(by_source.sum(0), alone.answers[0, 0, 0, 0].sum(0))
+    assert [alone.sources.tolist(), together.sources.tolist()] == [[32], [8]]
+
+
 def test_noise_is_told_of_only_where_the_same_tokens_chose_and_evaluate():
     """Why there are three sets of sequences: one does for all, with noise and random labels, what
     looks like knowledge.
@@ -280,12 +296,7 @@ def test_few_tokens_allow_few_neurons():
     values[0, second[:10], 1:9] = torch.tensor([1, -1] * 4, dtype=torch.int8)
     values[1, second] = 0
     values[1, second[:2], 1:7] = torch.tensor([1, -1] * 3, dtype=torch.int8)
-    labels = Labels(
-        names=stimulus.labels.names,
-        values=values,
-        split=stimulus.labels.split,
-        length=stimulus.labels.length,
-    )
+    labels = dataclasses.replace(stimulus.labels, values=values)
     few = labelled_stimulus("concepts", stimulus.tokens, labels)
     sparse = shown(few, [noise(few, 64)])
     assert sparse.tokens[0, :, SECOND_HALF].tolist() == [[40, 40], [6, 6]]

@@ -85,6 +85,38 @@ def test_drift_is_the_angle_by_which_the_concept_was_turned(degrees):
         assert beyond == (degrees > 0)
 
 
+@pytest.mark.parametrize("grouped", [True, False])
+def test_documents_that_are_alike_in_themselves_are_as_many_as_they_are(grouped):
+    """32 documents of 8 windows, each of its own words and with a label that means nothing: how far
+    from chance a concept is in its standard errors. Windows taken for independent make these less
+    than half of what they should be.
+    """
+    model, documents, windows = PlantedDirection(strength=0.0, width=12), 32, 8
+    document = torch.arange(documents).repeat_interleave(windows)
+    source = document if grouped else torch.arange(len(document))
+    split = torch.tensor([0, 2, 1, 2]).repeat(documents)[:documents][document]
+    away = []
+    for seed in range(24):
+        random = torch.Generator().manual_seed(seed)
+        own = torch.randint(4096, (documents, 4), generator=random)
+        pick = torch.randint(4, (len(document), 17), generator=random)
+        # As many of each side in each part: documents 4, 8, … apart are for the same.
+        order = torch.rand(8, 4, generator=random).argsort(0)
+        sides = ((order % 2) * 2 - 1).flatten()
+        stimulus = labelled(rows=len(document), context=17, concepts=("even",), source=source)
+        values = sides[document][:, None].expand(-1, 17).to(torch.int8)[None].clone()
+        labels = dataclasses.replace(stimulus.labels, values=values, split=split)
+        its = dataclasses.replace(stimulus, tokens=own[document].gather(1, pick), labels=labels)
+        even = row(table(observed(model, its)))
+        assert even["n"] == (16 if grouped else 128)
+        away.append((even["auc"] - 0.5) / even["auc_stderr"])
+    spread = torch.tensor(away).square().mean().sqrt()
+    if grouped:
+        assert 0.7 < spread < 1.5
+    else:
+        assert spread > 2
+
+
 def test_previous_and_first_are_those_of_the_measurements_before():
     memory = Memory()
     for degrees in (0, 20):

@@ -2,6 +2,7 @@
 errors against repeated draws; concepts that lie alike because their labels do; random labels.
 """
 
+import dataclasses
 import math
 
 import numpy as np
@@ -33,6 +34,7 @@ def random_labels(names=NAMES, *, batch=24, positions=12, seed=0):
         values=values,
         split=torch.arange(batch) % 3,
         length=torch.full((batch,), positions),
+        source=torch.arange(batch),
     )
 
 
@@ -51,7 +53,7 @@ def directions(halves, *, metric=None, names=NAMES, tokens=99, dimensions=FEATUR
         dimensions=torch.full((1, 3), float(dimensions)),
         tokens=torch.full((3, len(names), 2), tokens),
         controlled=torch.ones(len(names), dtype=torch.bool),
-        sequences=torch.full((len(names),), 12),
+        sources=torch.full((len(names),), 12),
     )
 
 
@@ -145,7 +147,7 @@ def test_concepts_that_the_same_tokens_have_are_told_from_those_that_lie_alike()
     values[1] = values[0]
     values[2] = -values[0]
     values[3, :, ::2] = 0
-    same = Labels(names=NAMES, values=values, split=labels.split, length=labels.length)
+    same = dataclasses.replace(labels, values=values)
     rows = rows_of(table(directions(noise(1, 4, FEATURES).expand(2, -1, -1)), same))
     assert rows["one", "two"]["label_overlap"] == pytest.approx(1)
     assert rows["one", "three"]["label_overlap"] == pytest.approx(-1)
@@ -163,7 +165,7 @@ def test_labels_without_tokens_in_common_have_no_overlap_to_tell():
     labels = random_labels()
     values = labels.values.clone()
     values[0, :, 1::2], values[1, :, ::2] = 0, 0
-    apart = Labels(names=NAMES, values=values, split=labels.split, length=labels.length)
+    apart = dataclasses.replace(labels, values=values)
     row = rows_of(table(directions(noise(1, 4, FEATURES).expand(2, -1, -1)), apart))["one", "two"]
     assert row["label_overlap"] is None
     assert row["validity"] == "ok"
@@ -208,6 +210,7 @@ def measured(vectors, labels_of, *, batch=96, seed=0):
         values=values.to(torch.int8),
         split=torch.tensor([0, 1, 2, 2]).repeat(batch // 4),
         length=torch.full((batch,), 24),
+        source=torch.arange(batch),
     )
     stimulus = labelled_stimulus("concepts", tokens, labels)
     seen = observe_features(find_parts(model), stimulus, ["directions"])

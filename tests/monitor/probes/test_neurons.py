@@ -33,6 +33,7 @@ def bits_stimulus(*concepts, seed: int = 0, vocabulary: int = VOCABULARY) -> Sti
         values=torch.stack(values) if values else torch.zeros(0, *tokens.shape, dtype=torch.int8),
         split=torch.tensor([FIRST_HALF, SECOND_HALF, EVALUATION, EVALUATION] * (SEQUENCES // 4)),
         length=torch.full((SEQUENCES,), POSITIONS),
+        source=torch.arange(SEQUENCES),
     )
     return labelled_stimulus("concepts", tokens, labels)
 

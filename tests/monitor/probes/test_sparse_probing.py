@@ -36,6 +36,7 @@ def labelled(*, batch=64, context=32, vocabulary=96, seed=0, **concepts) -> Stim
         values=torch.from_numpy(np.array(values, dtype=np.int8).reshape(-1, *tokens.shape)),
         split=torch.tensor([FIRST_HALF, SECOND_HALF, EVALUATION, EVALUATION]).repeat(batch // 4),
         length=torch.full((batch,), context),
+        source=torch.arange(batch),
     )
     return labelled_stimulus("concepts", torch.from_numpy(tokens), labels)
 

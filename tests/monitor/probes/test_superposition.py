@@ -46,7 +46,7 @@ def directions(own: Tensor, halves: Tensor | None = None) -> Directions:
         dimensions=torch.ones(layers, len(METHODS)),
         tokens=torch.full((3, concepts, 2), 100),
         controlled=torch.ones(concepts, dtype=torch.bool),
-        sequences=torch.full((concepts,), 16),
+        sources=torch.full((concepts,), 16),
     )
 
 

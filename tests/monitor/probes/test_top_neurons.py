@@ -2,6 +2,8 @@
 on, and labels that mean nothing name none more often than they say.
 """
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -42,6 +44,17 @@ def test_planted_neurons_get_their_labels():
     for context in by_neuron[BOTH]["contexts"].split(" | "):
         token = int(context.partition("[")[2].partition("]")[0])
         assert even(torch.tensor(token)) == paired(torch.tensor(token)) == 1
+
+
+def test_errors_leave_out_whole_sources():
+    stimulus = collecting.labelled(collecting.even, collecting.small, batch=64)
+    activations = collecting.telling(stimulus)
+    labels = dataclasses.replace(stimulus.labels, source=torch.arange(64) // 8)
+    grouped = dataclasses.replace(stimulus, labels=labels)
+    held = collecting.shown(grouped, activations).top[0].counts.sum((-2, -1)) > 0
+    assert (held.sum(-1) == 8).all()
+    for given, n in ((stimulus, 32), (grouped, 8)):
+        assert {row["n"] for row in of_activations(given, activations)} == {n}
 
 
 def test_areas_are_those_of_the_other_sequences():
