@@ -34,8 +34,9 @@ _RECORDS = """\
   ten seconds, and at the end.
 - `stimuli`: a row for each sequence on which is measured: `stimulus`, `sequence`, `period` (-1: not
   repeated) and `token_ids`; of labelled sequences `split` (0 and 1: what is fitted is fitted on
-  these two halves; 2: held out from that), `length` (how many tokens are no padding) and `labels`
-  (by concept 1, -1 or 0 for each token: it has it, has it not, does not count).
+  these two halves; 2: held out from that), `length` (how many tokens are no padding), `source`
+  (sequences with the same one are alike, windows of one file say) and `labels` (by concept 1, -1 or
+  0 for each token: it has it, has it not, does not count).
 - `failures`: a row for each probe or sink that raised: `step`, `tokens`, `time`, `attempt`, `part`,
   `error` and `traceback`.
 
