@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 
 from callbacks.watching import HeldOut, Watching
 from monitor.concepts import from_tokenizer
+from monitor.detection import Notice
 
 _log = logging.getLogger("phasewatch")
 
@@ -110,6 +111,13 @@ class TrainingDynamics(Watching, TrainerCallback):
         except Exception as error:
             _log.info("no concepts from %s: %s", type(tokenizer).__name__, error)
             return ()
+
+    def _announce(self, notice: Notice) -> None:
+        event = notice.event
+        try:
+            self._trainer.log({f"phasewatch/{event.series}/{event.state}": event.onset})
+        except Exception as error:
+            _log.warning("the Trainer took no note of a transition: %s", error)
 
     def _let_go(self) -> None:
         """Ends the attempt that is under way, and gives the Trainer its own step back."""

@@ -5,11 +5,15 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from callbacks.watching import Watching
+from monitor.detection import Notice
+
+_log = logging.getLogger("phasewatch")
 
 
 def _callback_classes() -> tuple[type, ...]:
@@ -26,8 +30,9 @@ def _callback_classes() -> tuple[type, ...]:
 class TrainingDynamics(Watching, *_callback_classes()):  # type: ignore[misc]  # the bases depend on what is installed
     """Watches a language model while a Lightning trainer trains it.
 
-    Measures at every checkpoint that is saved and on a schedule, writes tables under `root` and
-    serves the latest values as Prometheus metrics. Training is bit-identical with and without it.
+    Measures at every checkpoint that is saved and on a schedule, more often while a transition
+    begins, writes tables under `root` and serves the latest values as Prometheus metrics. Training
+    is bit-identical with and without it.
 
     Args:
         root: folder of the tables.
@@ -59,6 +64,15 @@ class TrainingDynamics(Watching, *_callback_classes()):  # type: ignore[misc]  #
         seed: of what is drawn at random: the tokens of stimuli, and which of the text is for what.
         context: positions per stimulus; default: the model's maximum, at most 256.
         sequences: sequences per stimulus, and so the `n` of every estimate.
+        series: numbers to follow besides those of `monitor.detection.SERIES` (the best heads, the
+            in-context score, participation ratios, concepts): a list of `monitor.detection.Series`.
+            Of each it is said when a transition begins, holds or goes back, in the table
+            `transitions` and the trainer's loggers.
+        false_alarms: so many transitions that are none may be said to begin in 1,000 measurements,
+            of all series together; None: nothing is followed.
+        checkpoint_bytes: the disk that weights from around transitions may take, under
+            `<root>/_checkpoints`; 0: none are kept.
+        on_transition: called with each `monitor.detection.Notice` once it is recorded.
         sinks: where measurements go besides tables and metrics.
 
     Raises:
@@ -98,6 +112,7 @@ class TrainingDynamics(Watching, *_callback_classes()):  # type: ignore[misc]  #
     ) -> None:
         """Begins before the first training step; sees what was saved since the last step."""
         if self._monitor is None:
+            self._loggers = () if trainer.fast_dev_run else tuple(trainer.loggers)
             self._begin(
                 pl_module,
                 step=trainer.global_step,
@@ -149,6 +164,15 @@ class TrainingDynamics(Watching, *_callback_classes()):  # type: ignore[misc]  #
         if saving and trainer.world_size == 1:
             self._saved(trainer.global_step)
         self._end()
+
+    def _announce(self, notice: Notice) -> None:
+        event = notice.event
+        name = f"phasewatch/{event.series}/{event.state}"
+        for logger in self._loggers:
+            try:
+                logger.log_metrics({name: event.onset}, step=int(event.step))
+            except Exception as error:
+                _log.warning("%s took no note of a transition: %s", type(logger).__name__, error)
 
     @staticmethod
     def _saved_without_state(trainer: Any) -> bool:

@@ -122,6 +122,17 @@ class Pace:
             self._say(step)
         return self._admitted
 
+    def admits_extra(self, step: int) -> bool:
+        """Whether the budget pays for one at `step` that the schedule has not: what it takes is
+        missing later.
+        """
+        self._admitted = (
+            self._overhead is None
+            or not self._costs
+            or self._payable(step, self._overhead * (1 - self._reserve)) >= 1
+        )
+        return self._admitted
+
     def grant(self, step: int) -> float:
         """The seconds that interventions may take at `step`.
 

@@ -67,3 +67,35 @@ class Schedule:
 
     def _next_multiple(self, step: int) -> float:
         return math.inf if self.every is None else (step // self.every + 1) * self.every
+
+
+class Denser:
+    """Measures more often while a transition is provisional: so many times for each of the gaps
+    before, so that what begins is confirmed, or goes back, sooner, and is seen in more detail.
+
+    Args:
+        first: the step at which training begins, now.
+    """
+
+    _TIMES = 4
+    # Where nothing is decided by then, it will not be decided sooner by more of the same.
+    _MOST = 12
+
+    def __init__(self, *, first: int) -> None:
+        self._measured = first
+        self._every: int | None = None
+        self._left = 0
+
+    def measured(self, step: int, *, pending: bool) -> None:
+        """Takes note of a measurement at `step`, and whether a transition is provisional then."""
+        if not pending:
+            self._every = None
+        elif self._every is None:
+            self._every, self._left = max(1, (step - self._measured) // self._TIMES), self._MOST
+        else:
+            self._left -= 1
+        self._measured = step
+
+    def due(self, step: int) -> bool:
+        """Whether one is due at `step` besides those of the schedule."""
+        return self._every is not None and self._left > 0 and step >= self._measured + self._every

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from callbacks.pace import Pace, check_overhead
-from callbacks.schedule import Schedule
+from callbacks.schedule import Denser, Schedule
 from callbacks.tokens import TokenCount, tokens_in, tokens_of_loader
 from monitor.adapters import ModuleAdapter, check_adapters
 from monitor.anatomy import LanguageModel, find_language_model
 from monitor.concepts import check_concepts, text_rows
+from monitor.detection import Notice, Series
+from monitor.keeping import CHECKPOINT_BYTES
 from monitor.measure import Monitor
 from monitor.probes import select, with_read
 from monitor.ranks import LostError, Ranks, check_alike
@@ -64,6 +66,10 @@ class Watching:
         seed: int = 0,
         context: int | None = None,
         sequences: int = 16,
+        series: Sequence[Series] = (),
+        false_alarms: float | None = 1.0,
+        checkpoint_bytes: int = CHECKPOINT_BYTES,
+        on_transition: Callable[[Notice], object] | None = None,
         sinks: Sequence[Sink] = (),
     ) -> None:
         chosen = with_read(select(probes))
@@ -89,6 +95,10 @@ class Watching:
             "seed": seed,
             "context": context,
             "sequences": sequences,
+            "series": series,
+            "false_alarms": false_alarms,
+            "checkpoint_bytes": checkpoint_bytes,
+            "on_transition": on_transition,
             "metrics_address": metrics_address,
             "sinks": sinks,
         }
@@ -153,6 +163,7 @@ class Watching:
         self._tokens = TokenCount(known, processes=self._ranks.count)
         self._measured_step = step if resumed else None
         self._seen_step = step
+        self._denser = Denser(first=step)
         self._pace = Pace(
             overhead=self._overhead,
             schedule=self._schedule,
@@ -175,8 +186,9 @@ class Watching:
         self._pace.reach(step)
         # Steps may be passed over: several optimizers take several at a time.
         due = self._schedule.due(step, since=self._seen_step)
+        denser = not due and self._denser.due(step)
         self._seen_step = step
-        if due and self._measured_step != step and self._admitted(step):
+        if (due or denser) and self._measured_step != step and self._admitted(step, extra=denser):
             self._measure(step)
 
     def _saved(self, step: int) -> None:
@@ -196,10 +208,11 @@ class Watching:
             self._monitor = None
             self._closing()
 
-    def _admitted(self, step: int) -> bool:
+    def _admitted(self, step: int, *, extra: bool) -> bool:
         """What the first process decides; its clock is the one that counts."""
+        admits = self._pace.admits_extra if extra else self._pace.admits
         try:
-            return self._ranks.share(lambda: self._pace.admits(step))
+            return self._ranks.share(lambda: admits(step))
         except LostError:
             # The monitor says so, and records it.
             return True
@@ -215,6 +228,20 @@ class Watching:
                 seconds=self._pace.grant(step),
             )
             self._pace.spend(self._monitor.last_seconds or 0.0, measurement.intervening)
+            self._denser.measured(step, pending=self._pending())
+            for notice in self._monitor.notices:
+                self._announce(notice)
+
+    def _pending(self) -> bool:
+        """Whether a transition is provisional, as the first process knows."""
+        monitor = self._monitor
+        try:
+            return monitor is not None and self._ranks.share(lambda: bool(monitor.pending))
+        except LostError:
+            return False
+
+    def _announce(self, notice: Notice) -> None:
+        """Tells the trainer's own log of a transition, on the first process."""
 
     def _named_module(self, module: nn.Module) -> nn.Module:
         """What the user named to be looked into."""

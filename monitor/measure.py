@@ -10,7 +10,7 @@ import contextlib
 import logging
 import operator
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,11 +21,14 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
+from monitor.acting import Acting
 from monitor.adapters import ModuleAdapter, check_adapters
 from monitor.anatomy import LanguageModel, find_language_model
 from monitor.attempt import attempt_row, new_run_name, with_cost
 from monitor.batches import StimulusOptions
 from monitor.concepts import Named, meanings
+from monitor.detection import Notice, Series
+from monitor.keeping import CHECKPOINT_BYTES
 from monitor.probes import Probe, select
 from monitor.ranks import Ranks, check_alike, is_sharded
 from monitor.record import MOMENT, Failure, Measurement, Moment, check_run_name
@@ -114,6 +117,13 @@ class Monitor:
         metrics_port: where to serve metrics (0: any free port); None: nowhere.
         metrics_address: the address to listen on.
         sinks: where measurements go besides; they are closed with the monitor.
+        series: numbers to follow besides `monitor.detection.SERIES`, of which it is said when a
+            transition begins, holds or goes back: a list of `monitor.detection.Series`.
+        false_alarms: so many transitions that are none may be said to begin in 1,000 measurements,
+            of all series together; None: nothing is followed.
+        checkpoint_bytes: the disk that weights from around transitions may take, under
+            `<root>/_checkpoints`; 0: none are kept.
+        on_transition: called with each `monitor.detection.Notice` once it is recorded.
         config: whatever else should be written with the attempt (JSON).
         ranks: the processes that measure together; default: all that train together. With `Ranks()`
             each measures for itself, a model of its own say, and needs a run or root of its own.
@@ -148,11 +158,24 @@ class Monitor:
         metrics_port: int | None = None,
         metrics_address: str = "127.0.0.1",
         sinks: Sequence[Sink] = (),
+        series: Sequence[Series] = (),
+        false_alarms: float | None = 1.0,
+        checkpoint_bytes: int = CHECKPOINT_BYTES,
+        on_transition: Callable[[Notice], object] | None = None,
         config: Mapping[str, Any] | None = None,
         ranks: Ranks | None = None,
     ) -> None:
         self._ranks = Ranks.here() if ranks is None else ranks
         self._all_processes = ranks is None
+
+        self._acting = self._ranks.agree(
+            lambda: Acting(
+                series=series,
+                false_alarms=false_alarms,
+                checkpoint_bytes=0 if root is None else checkpoint_bytes,
+                on_transition=on_transition,
+            )
+        )
 
         def checked() -> tuple[StimulusOptions, tuple[Probe, ...], dict[Any, ModuleAdapter]]:
             check_port(metrics_port)
@@ -184,6 +207,16 @@ class Monitor:
         self._cost_written = self._begun
         self._attempt: pa.Table | None = None
         self._said: set[str] = set()
+
+    @property
+    def notices(self) -> tuple[Notice, ...]:
+        """What the latest measurement said of transitions, on the first process."""
+        return self._acting.notices
+
+    @property
+    def pending(self) -> Mapping[str, float]:
+        """By series, the step since which a transition of it has been provisional."""
+        return self._acting.pending
 
     @property
     def url(self) -> str | None:
@@ -254,6 +287,9 @@ class Monitor:
             measurement = subject.measure(self._probes, moment, self._ranks, seconds=allowed)
         except Exception as error:
             measurement = measurement.with_failure(Failure.of("measure", error))
+        if self._ranks.first:
+            weights = None if subject.sharded else subject.model.module
+            measurement = self._acting.notice(weights, measurement)
         measurement = self._record(measurement)
         self.measurements += 1
         before = self.measured_seconds
@@ -297,6 +333,8 @@ class Monitor:
                 sink.write(measurement)
             except Exception as error:
                 measurement = measurement.with_failure(Failure.of(type(sink).__name__, error))
+        for failure in self._acting.tell():
+            measurement = measurement.with_failure(failure)
         if measurement.failures != before and self._store is not None:
             # What failed itself is on its list of what waits to be written.
             with contextlib.suppress(Exception):
@@ -326,6 +364,7 @@ class Monitor:
                 aside,
                 store.superseded,
             )
+        self._acting.begin(store.root, self.run, after=after, goes_on=not new_stimuli)
         if new_stimuli:
             store.put("stimuli", 0, stimuli_to_arrow(subject.stimuli))
         self._attempt = attempt_row(

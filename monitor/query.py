@@ -63,14 +63,20 @@ def read(root: str | Path, table: str, run: str | None = None) -> pd.DataFrame:
     return frame.sort_values(keys, kind="stable", ignore_index=True)
 
 
-def connect(root: str | Path) -> duckdb.DuckDBPyConnection:
-    """A DuckDB connection with one view a table, which shows new measurements as they arrive.
+def connect(root: str | Path, run: str | None = None) -> duckdb.DuckDBPyConnection:
+    """A DuckDB connection with one view a table, of one run or of all runs, which shows new
+    measurements as they arrive.
 
-    Raises `FileNotFoundError` where there is no such folder.
+    Raises `FileNotFoundError` where there is no such folder; of a run that is in no table there is
+    no view.
     """
     connection = duckdb.connect()
     for table in tables(root):
-        files = _glob_quoted((Path(root) / table).resolve()) + "/run=*/*.parquet"
+        folder = Path(root) / table
+        if run is not None and not any((folder / f"run={run}").glob("*.parquet")):
+            continue
+        name = "*" if run is None else _glob_quoted(Path(run))
+        files = f"{_glob_quoted(folder.resolve())}/run={name}/*.parquet"
         # Not by hive partitions: a folder further up may look like one. The table is one of ours.
         connection.execute(
             f"""CREATE VIEW "{table}" AS

@@ -126,7 +126,8 @@ class ProbeSpec:
     `needs` names what must be observed: pairs of a stimulus and what one forward pass on it shows
     (`attention`, `losses`; or, where the model's parts are known, `attribution`, `lens`, `stream`,
     and what `monitor.features` collects).
-    `weights`: it reads matrices of the model. `reads` names the probes whose tables of the same
+    `lasting`: a row holds until there is another one of the same dimensions. `weights`: it reads
+    matrices of the model. `reads` names the probes whose tables of the same
     measurement it draws on, and so come before it. `interventions`: it has the model run with heads
     exchanged, many times, which is done where time allows.
     """
@@ -140,6 +141,7 @@ class ProbeSpec:
     reads: tuple[str, ...] = ()
     weights: bool = False
     interventions: bool = False
+    lasting: bool = False
 
     def __post_init__(self) -> None:
         _check_identifier("probe", self.name)

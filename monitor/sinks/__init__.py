@@ -5,11 +5,20 @@ from __future__ import annotations
 from typing import Protocol
 
 from monitor.record import Measurement
+from monitor.sinks.grafana import GrafanaSink
 from monitor.sinks.memory import MemorySink
 from monitor.sinks.parquet import ParquetSink, check_root
 from monitor.sinks.prometheus import PrometheusSink, check_port
 
-__all__ = ["MemorySink", "ParquetSink", "PrometheusSink", "Sink", "check_port", "check_root"]
+__all__ = [
+    "GrafanaSink",
+    "MemorySink",
+    "ParquetSink",
+    "PrometheusSink",
+    "Sink",
+    "check_port",
+    "check_root",
+]
 
 
 class Sink(Protocol):

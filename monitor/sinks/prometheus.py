@@ -14,6 +14,7 @@ import socket
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -61,6 +62,7 @@ class PrometheusSink:
         self._info = {"run": run, **(info or {})}
         self._budget = budget
         self._best: dict[str, pd.DataFrame] = {}
+        self._lasting: dict[str, Reading] = {}
         self._failures: Counter[str] = Counter()
         self._dropped = 0
         self._step = "-"
@@ -83,7 +85,10 @@ class PrometheusSink:
         self._failures.update(failure.part for failure in measurement.failures)
         self._step = str(measurement.moment.step)
         try:
-            tables = [self._rows(reading) for reading in measurement.readings]
+            lasting = [self._lasting_with(r) for r in measurement.readings if r.spec.lasting]
+            self._lasting |= {reading.spec.name: reading for reading in lasting}
+            of_now = [reading for reading in measurement.readings if not reading.spec.lasting]
+            tables = [self._rows(reading) for reading in (*of_now, *self._lasting.values())]
         except Exception:
             # Nobody else can count this one.
             self._failures[type(self).__name__] += 1
@@ -106,6 +111,16 @@ class PrometheusSink:
             f"<h1>phasewatch</h1><p>Run <b>{run}</b>, last measured at step <b>{step}</b>.</p>"
             '<p><a href="/metrics">Metrics</a></p></html>'
         )
+
+    def _lasting_with(self, new: Reading) -> Reading:
+        """A reading of what lasts, with those rows of earlier ones that it does not replace."""
+        old = self._lasting.get(new.spec.name)
+        if old is None:
+            return new
+        dims = [dim.name for dim in new.spec.dims]
+        kept = old.table.join(new.table.select(dims), dims, join_type="left anti")
+        whole = pa.concat_tables([kept.select(new.table.column_names), new.table])
+        return replace(new, table=whole.combine_chunks())
 
     def _rows(self, reading: Reading) -> TableRows:
         """One table's rows, as far as they fit."""

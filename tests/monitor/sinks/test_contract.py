@@ -8,10 +8,12 @@ import pytest
 
 from monitor import sinks
 from monitor.record import Measurement
-from monitor.sinks import MemorySink, ParquetSink, PrometheusSink
+from monitor.sinks import GrafanaSink, MemorySink, ParquetSink, PrometheusSink
 from tests.monitor.sinks.fabricated import HEADS, LOSSES, heads, losses, measurement, moment
 
 SINKS = {
+    # Of tables that are none of transitions it sends nothing.
+    "GrafanaSink": lambda root: GrafanaSink("http://127.0.0.1:9"),
     "MemorySink": lambda root: MemorySink(),
     "ParquetSink": lambda root: ParquetSink(root / "runs", "r"),
     "PrometheusSink": lambda root: PrometheusSink("r", port=0),

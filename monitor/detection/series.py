@@ -1,0 +1,119 @@
+"""What is followed through a run: numbers, one a measurement, each a query over the tables."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import duckdb
+
+LONGEST_NAME = 60
+"""Characters of the name of a series; it is a label of metrics."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Value:
+    """What one series was at some step."""
+
+    series: str
+    value: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Series:
+    """A number that is followed through a run.
+
+    >>> second = Series(
+    ...     name="induction in layer 1",
+    ...     query="select step, max(prefix_matching) as value from induction "
+    ...     "where layer = 1 group by step",
+    ... )
+
+    Attributes:
+        name: what it is called.
+        query: SQL over the tables of a run that gives columns `step` and `value`, one row a step,
+            or with `part` one row a step and part, each a series of its own. As it is asked at each
+            measurement, of that one alone, and again of all measurements, it has to group by step.
+
+    Standard errors are no part of it: they say how far a value may be from that on other
+    sequences, and the sequences are the same at every step. How far a series scatters from one
+    measurement to the next is seen in itself.
+
+    Raises:
+        TypeError, ValueError: the name or the query is of no use.
+    """
+
+    name: str
+    query: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not isinstance(self.query, str):
+            raise TypeError(
+                f"a series has name={self.name!r:.80} and query={self.query!r:.80}; expected text"
+            )
+        name = self.name
+        if not (name.strip() == name and name.isprintable() and 1 <= len(name) <= LONGEST_NAME):
+            raise ValueError(
+                f"the name of a series is {name[:80]!r}; expected 1 to {LONGEST_NAME} printable "
+                "characters without spaces around them, such as 'induction in layer 1'"
+            )
+
+    @classmethod
+    def best(
+        cls, name: str, table: str, field: str, *, by: str = "", where: str = "true"
+    ) -> Series:
+        """The largest value of a field at each step, of all valid rows or of those with the same
+        `by`, a dimension.
+        """
+        part = f"{by} as part, " if by else ""
+        group = f", {by}" if by else ""
+        return cls(
+            name=name,
+            query=f"select step, {part}max({field}) as value from {table} "  # noqa: S608 -- ours
+            f"where validity = 'ok' and {where} group by step{group}",
+        )
+
+    def values(self, connection: duckdb.DuckDBPyConnection) -> dict[int, list[Value]]:
+        """What it is at every step that the tables of a connection hold, by step; nothing where
+        they lack one that the query reads.
+
+        Raises:
+            ValueError: the query fails, or gives other columns or several values for one step.
+        """
+        try:
+            found = connection.execute(self.query)
+            columns = [column[0] for column in found.description or ()]
+            rows = [dict(zip(columns, row, strict=True)) for row in found.fetchall()]
+        except duckdb.CatalogException:
+            return {}
+        except duckdb.Error as error:
+            raise ValueError(f"series {self.name!r}: its query failed: {error}") from error
+        if not {"step", "value"} <= {*columns} <= {"step", "value", "part"}:
+            raise ValueError(
+                f"series {self.name!r}: its query gives {', '.join(columns)}; expected step and "
+                "value, and part where one step has several"
+            )
+        by_step: dict[int, dict[str, Value]] = {}
+        for row in rows:
+            if row["value"] is None or not math.isfinite(row["value"]):
+                continue
+            name = self.name if row.get("part") is None else f"{self.name}: {row['part']}"
+            at = by_step.setdefault(row["step"], {})
+            if name in at:
+                raise ValueError(
+                    f"series {name!r} has several values at step {row['step']}; expected one: "
+                    "group by step, and give as part what else tells them apart"
+                )
+            at[name] = Value(series=name, value=float(row["value"]))
+        return {step: list(at.values()) for step, at in sorted(by_step.items())}
+
+
+SERIES = (
+    Series.best("induction head", "induction", "prefix_matching"),
+    Series.best("previous-token head", "induction", "previous_token"),
+    Series.best("in-context learning", "in_context", "paired_score"),
+    Series.best("loss on repeats", "in_context", "repeat_later"),
+    Series.best("participation ratio", "residual", "participation_ratio", by="layer"),
+    Series.best("concept", "concepts", "auc", by="concept", where="method = 'diff_in_means'"),
+)
+"""What is followed unless a user says otherwise."""

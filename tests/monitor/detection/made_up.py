@@ -1,0 +1,34 @@
+"""Measurements of one made-up number that goes from 0 to 1 at some step, or does not."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from monitor.detection import Series
+from monitor.record import Field, Measurement, ProbeSpec, Reading
+from tests.monitor.sinks.fabricated import moment
+
+SPEC = ProbeSpec(
+    name="made_up",
+    help="A made-up number.",
+    source="Nobody 2026",
+    dims=(),
+    fields=(Field(name="number", help="Made up."),),
+    needs=(),
+)
+NUMBER = Series.best("number", "made_up", "number")
+
+
+def measured(step: int, value: float, *, run: str = "r") -> Measurement:
+    """One measurement of the number."""
+    when = moment(step, run=run)
+    columns = {"number": [value], "number_stderr": [0.01], "n": [16], "validity": ["ok"]}
+    return Measurement(moment=when, readings=(Reading.build(SPEC, when, columns),))
+
+
+def rising(*, at: int = 40, measurements: int = 60, every: int = 10, height: float = 1.0) -> list:
+    """Noise of sd 0.05, which goes up within few measurements of the one numbered `at`."""
+    random = np.random.default_rng(0)
+    number = np.arange(measurements)
+    values = height / (1 + np.exp(-2 * (number - at))) + 0.05 * random.normal(size=measurements)
+    return [measured(every * step, value) for step, value in enumerate(values.tolist())]

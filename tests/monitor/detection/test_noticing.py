@@ -1,0 +1,112 @@
+"""Noticing: a planted rise is said to begin, and confirmed with where it was; a run that is taken
+up again goes on as if it had never stopped; and what fails takes nothing else with it.
+"""
+
+import dataclasses
+
+import duckdb
+import pyarrow as pa
+import pytest
+
+from monitor.detection import SERIES, Noticing, Series, reading
+from tests.monitor.detection.made_up import NUMBER, measured, rising
+
+
+def noticed(noticing, measurements):
+    return [notice for one in measurements for notice in noticing.notice(one).notices]
+
+
+def test_a_rise_is_provisional_and_then_confirmed():
+    noticing = Noticing([NUMBER])
+    begun, held = noticed(noticing, rising())
+    assert (begun.event.state, held.event.state) == ("provisional", "confirmed")
+    assert begun.event.direction == "up"
+    assert 380 <= begun.event.step <= 430
+    assert begun.fitted is None
+    assert held.detected_at == begun.event.step < held.event.step <= begun.event.step + 60
+    assert held.fitted.midpoint == pytest.approx(400, abs=10)
+    assert held.fitted.onset_low < held.fitted.onset < held.fitted.end < held.fitted.end_high
+    assert held.fitted.height == pytest.approx(1, abs=0.1)
+    assert held.n == held.event.step / 10 + 1
+    assert "went up" in str(held)
+
+
+def test_what_is_pending():
+    noticing, pending = Noticing([NUMBER]), []
+    for one in rising():
+        noticing.notice(one)
+        pending.append(noticing.pending)
+    said = [bool(one) for one in pending]
+    first, last = said.index(True), len(said) - said[::-1].index(True)
+    assert all(said[first:last])
+    assert pending[first] == pending[last - 1] == {"number": 10 * first}
+    assert not pending[-1]
+
+
+def test_noise_is_no_transition():
+    assert noticed(Noticing([NUMBER]), rising(height=0.0, measurements=100)) == []
+
+
+def test_the_rows_are_what_was_said():
+    noticing = Noticing([NUMBER], false_alarms=2.0)
+    for one in rising():
+        found = noticing.notice(one)
+        if not found.notices:
+            continue
+        (notice,) = found.notices
+        (row,) = reading(found.notices, one.moment).table.to_pylist()
+        assert row["step"] == notice.event.step == one.moment.step
+        assert (row["series"], row["state"]) == ("number", notice.event.state)
+        assert (row["searched"], row["false_alarms"]) == (1, 2.0)
+        assert row["score"] > row["score_null"] > 0
+        assert row["provisional"] + row["confirmed"] == 1
+        assert row["validity"] == "ok"
+        confirmed = notice.event.state == "confirmed"
+        assert (row["midpoint"] is None) != confirmed
+        if confirmed:
+            assert row["midpoint_low"] < row["midpoint"] < row["midpoint_high"]
+
+
+@pytest.mark.parametrize("stopped", [35, 41, 42, 50])
+def test_a_run_that_is_taken_up_again_goes_on(stopped):
+    """Before, while and after a transition is provisional."""
+    whole = rising()
+    expected = [str(notice) for notice in noticed(Noticing([NUMBER]), whole)]
+    before = Noticing([NUMBER])
+    said = [str(notice) for notice in noticed(before, whole[:stopped])]
+    connection = duckdb.connect()
+    tables = [one.readings[0].table for one in whole[: stopped + 3]]
+    connection.register("made_up", pa.concat_tables(tables))
+    after = Noticing([NUMBER])
+    # What was measured beyond the checkpoint is measured again.
+    after.replay(connection, until=whole[stopped - 1].moment.step)
+    assert after.pending == before.pending
+    said += [str(notice) for notice in noticed(after, whole[stopped:])]
+    assert said == expected
+
+
+def test_a_query_that_fails_is_told_of_and_the_others_go_on():
+    wrong = Series(name="wrong", query="select step, nothing as value from made_up")
+    noticing, failures, notices = Noticing([wrong, NUMBER]), [], []
+    for one in rising():
+        found = noticing.notice(one)
+        failures += found.failures
+        notices += found.notices
+    assert [failure.part for failure in failures] == ["series wrong"] * 60
+    assert [notice.event.series for notice in notices] == ["number"] * 2
+
+
+def test_of_our_own_series_those_are_followed_that_are_measured():
+    """Fields that were not asked for, and tables that are not there, are no failure."""
+    found = Noticing([*SERIES, NUMBER]).notice(measured(0, 0.0))
+    assert (found.notices, found.failures) == ((), ())
+    one = measured(1, 0.0)
+    (made_up,) = one.readings
+    bare = dataclasses.replace(made_up, spec=dataclasses.replace(made_up.spec, name="induction"))
+    found = Noticing().notice(dataclasses.replace(one, readings=(bare,)))
+    assert found.failures == ()
+
+
+def test_two_series_of_one_name():
+    with pytest.raises(ValueError, match="'induction head' are there more than once"):
+        Noticing([*SERIES, Series(name="induction head", query="select 1")])
