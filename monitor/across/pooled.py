@@ -112,7 +112,7 @@ def _event(rows: pd.DataFrame, axis: Axis) -> dict[str, Any]:
     if not len(known):
         return pooled | {"timed": 0, "validity": rows["validity"].iloc[0]}
     pooled["share"] = len(formed) / len(known)
-    pooled["share_low"], pooled["share_high"] = _exact_interval(len(formed), len(known))
+    pooled["share_low"], pooled["share_high"] = exact_interval(len(formed), len(known))
     validity = _validity(known, formed, axis)
     if validity != "ok":
         return pooled | {"timed": 0, "validity": validity}
@@ -145,7 +145,7 @@ def _lead(formations: pd.DataFrame, first: str, then: str, axis: Axis) -> dict[s
     return pooled | kept | {"validity": "ok"}
 
 
-def _exact_interval(count: int, of: int) -> tuple[float, float]:
+def exact_interval(count: int, of: int) -> tuple[float, float]:
     """Clopper and Pearson's, of 95%."""
     # Here, so that reading a table need not wait for scipy.
     from scipy.special import betaincinv
