@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from monitor.detection import SPEC as TRANSITIONS
 from monitor.probes import OPTIONAL, PROBES
 from monitor.record import Field, ProbeSpec
 
@@ -56,7 +57,12 @@ _RECORDS = """\
 def page() -> str:
     """The whole page."""
     return "\n".join(
-        [_INTRODUCTION, *(_table(probe.spec) for probe in (*PROBES, *OPTIONAL)), _RECORDS]
+        [
+            _INTRODUCTION,
+            *(_table(probe.spec) for probe in (*PROBES, *OPTIONAL)),
+            _table(TRANSITIONS),
+            _RECORDS,
+        ]
     )
 
 

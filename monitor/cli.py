@@ -43,32 +43,49 @@ def demo(
 
 @app.command()
 def transitions(
+    *,
     root: Annotated[Path, typer.Option(help="Folder of the tables.")] = Path("runs"),
     run: Annotated[list[str] | None, typer.Option(help="Again for more; by default all.")] = None,
     align: Annotated[bool, typer.Option("--align", help="Put the runs on one axis.")] = False,
-    axis: Annotated[Literal["step", "tokens"], typer.Option(help="Which axis.")] = "step",
+    axis: Annotated[
+        Literal["step", "tokens", "log_step"], typer.Option(help="Which axis (log_step: of fits).")
+    ] = "step",
+    fit: Annotated[
+        bool, typer.Option("--fit", help="Fit every series: onset, width, intervals, leads.")
+    ] = False,
     csv: Annotated[bool, typer.Option("--csv", help="The table as CSV, whole.")] = False,
 ) -> None:
-    """Say what formed in which run, and when; with --align, in how many runs and how far apart."""
-    from monitor.across import formations, universality
-    from monitor.across.printed import console, print_formations, print_universality
+    """Say what formed in which run, and when; with --align, in how many runs and how far apart;
+    with --fit, how each series went from one level to another.
+    """
+    from monitor.across import fitted, formations, universality
+    from monitor.across.printed import console, print_fits, print_formations, print_universality
 
+    to = console()
     try:
+        if axis == "log_step" and not fit:
+            raise ValueError("log_step is an axis of fits: pass --fit, or another --axis")
         formed = formations(root, run)
         if formed.empty:
             raise ValueError(f"no runs in {root}: expected the root= of a run")
+        if fit:
+            with to.status("fitting …"):
+                fits = fitted(root, run, axis=axis)
     except (ValueError, OSError) as error:
         typer.secho(f"phasewatch transitions: {error}", fg="red", err=True)
         raise typer.Exit(1) from error
+    if fit and not csv:
+        print_fits(to, fits, axis)
+        return
+    common: Literal["step", "tokens"] = "tokens" if axis == "tokens" else "step"
     if csv:
-        table = universality(formed, axis) if align else formed
+        table = fits if fit else universality(formed, common) if align else formed
         typer.echo(table.to_csv(index=False), nl=False)
         return
-    to = console()
     print_formations(to, formed)
     if align:
         to.print()
-        print_universality(to, formed, axis)
+        print_universality(to, formed, common)
 
 
 @app.command()

@@ -177,8 +177,8 @@ def _of_run(
     needed = 10 + 2 * math.log(max(1, len(measured)))
     for name, (steps, numbers) in measured.items():
         common = {"run": run, "series": name, "searched": len(measured), "n": len(steps)}
-        at = np.array([tokens.get(step, math.nan) for step in steps] if tokens else steps)
-        if axis == "tokens" and not (np.isfinite(at).all() and (np.diff(at) > 0).all()):
+        at = [tokens.get(int(step), math.nan) for step in steps] if axis == "tokens" else steps
+        if not all(map(math.isfinite, at)):
             rows.append(common | {"validity": "tokens were not counted"})
             continue
         common["last"] = at[-1]
@@ -198,9 +198,9 @@ def _row(found: Transition) -> dict[str, Any]:
 
 def _tokens(connection: Any) -> dict[int, float]:
     """The training tokens seen at each step."""
-    names = [row[0] for row in connection.execute("select view_name from duckdb_views()").fetchall()]
+    views = connection.execute("select view_name from duckdb_views() where not internal")
     known: dict[int, float] = {}
-    for name in names:
+    for (name,) in views.fetchall():
         columns = connection.execute(f'select * from "{name}" limit 0').description  # noqa: S608
         if {"step", "tokens"} <= {column[0] for column in columns}:
             rows = connection.execute(

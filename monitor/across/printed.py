@@ -6,7 +6,7 @@ Every part can be narrow: tables fold their cells, and sentences wrap.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pandas as pd
@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from monitor.across.fitted import apart, early_warnings
 from monitor.across.pooled import Axis, leads, universality
 
 _PLAIN_WIDTH = 160
@@ -60,6 +61,68 @@ def print_universality(to: Console, formations: pd.DataFrame, axis: Axis) -> Non
     _print_sentences(to, map(_lead, order.to_dict("records")))
     if len(order):
         to.print(Text(_SEEN, "dim"))
+
+
+def print_fits(to: Console, fits: pd.DataFrame, axis: str) -> None:
+    """For each run a line for each transition, how far apart they are, and what those that led in
+    the other runs say of what may follow.
+    """
+    unit = "tokens" if axis == "tokens" else "steps"
+    for run, rows in fits.groupby("run", sort=False):
+        to.print(Text(f"{run}: {rows['searched'].iloc[0]} series searched", "bold"))
+        found = rows[rows["direction"].notna()].sort_values("midpoint", na_position="last")
+        table = _table("series", "onset", "midpoint", "end", "width", "height", "ΔBIC")
+        for row in found.to_dict("records"):
+            table.add_row(
+                f"{row['series']} {row['direction']}",
+                *(_between(row, name) for name in ("onset", "midpoint", "end", "width")),
+                _between(row, "height", _figure),
+                f"{row['delta_bic']:.0f}",
+            )
+        to.print(table if table.row_count else "no transition that a smooth curve does not explain")
+        _print_sentences(to, _unclear(found))
+        _print_sentences(to, _order(apart(found), unit))
+        _print_sentences(to, _warnings(early_warnings(fits, str(run)), unit))
+        to.print()
+
+
+def _between(row: dict[Any, Any], name: str, shown: Callable[[float], str] | None = None) -> str:
+    """A number of a fit, and its 95% interval; what lies outside the measurements is open."""
+    shown = shown or _count
+    value, low, high = (row[f"{name}{end}"] for end in ("", "_low", "_high"))
+    if not all(map(math.isfinite, (value, low, high))):
+        return "outside"
+    return f"{shown(value)} ({shown(low)} to {shown(high)})"
+
+
+def _figure(number: float) -> str:
+    return f"{number:.3g}"
+
+
+def _unclear(found: pd.DataFrame) -> Iterator[str]:
+    for row in found[found["validity"].ne("ok")].to_dict("records"):
+        yield f"{row['series']} {row['direction']}: {row['validity']}."
+
+
+def _order(pairs: pd.DataFrame, unit: str) -> Iterator[str]:
+    """One sentence for each transition and the next one after it."""
+    after = pairs.drop_duplicates("first")
+    for row in after.to_dict("records"):
+        apart_by = f"{_count(row['lead_low'])} to {_count(row['lead_high'])} {unit}"
+        if row["sure"]:
+            yield f"{row['first']} before {row['then']}, by {apart_by}."
+        else:
+            yield f"{row['first']} and {row['then']}: too close to tell ({apart_by})."
+
+
+def _warnings(expected: pd.DataFrame, unit: str) -> Iterator[str]:
+    for row in expected.to_dict("records"):
+        yield (
+            f"{row['moved']} came before {row['outcome']} in {row['followed']} of {row['runs']} "
+            f"other runs ({row['share_low']:.0%} to {row['share_high']:.0%}), by "
+            f"{_count(row['least'])} to {_count(row['most'])} {unit}: here that would be at "
+            f"{_count(row['expected'])} or so."
+        )
 
 
 def _table(*columns: str) -> Table:

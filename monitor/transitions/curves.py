@@ -15,7 +15,6 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Shaped
-from scipy.special import expit
 
 Form = Literal["logistic", "early", "late"]
 
@@ -46,6 +45,9 @@ def rise(
     z = (x - midpoint[:, None]) / width[:, None]
     curves: Float[np.ndarray, "curve measurement"]
     if form == "logistic":
+        # Here, so that who only reads tables need not wait for scipy.
+        from scipy.special import expit
+
         curves = expit(2 * np.log(9) * z)
         return curves
     turned = z if form == "early" else -z
