@@ -13,7 +13,7 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from monitor.anatomy import LanguageModel
+from monitor.anatomy import LanguageModel, find_language_model
 from monitor.attention import LayerAttention
 from monitor.batches import StimulusOptions, build_stimuli, contexts
 from monitor.capture import NoAttentionError, Observation, observe, observe_features
@@ -200,15 +200,21 @@ class Subject:
         )
 
     def with_something_to_see(self, probes: Sequence[Probe]) -> tuple[Probe, ...]:
-        """The probes but for those of stimuli, or of labels, that there are none of."""
+        """The probes but for those of stimuli, or of labels, that there are none of, and those that
+        read their tables.
+        """
         labels = {name: stimulus.labels for name, stimulus in self.stimuli.items()}
         named = {name for name, its in labels.items() if its is not None and its.names}
-        return tuple(
-            probe
-            for probe in probes
-            if (not probe.spec.needs or any(on in self.stimuli for on, _ in probe.spec.needs))
-            and all(on in named or kind not in OF_LABELS for on, kind in probe.spec.needs)
-        )
+        seen: dict[str, Probe] = {}
+        for probe in probes:
+            needs, reads = probe.spec.needs, probe.spec.reads
+            if (
+                (not needs or any(on in self.stimuli for on, _ in needs))
+                and all(on in named or kind not in OF_LABELS for on, kind in needs)
+                and all(name in seen for name in reads)
+            ):
+                seen[probe.spec.name] = probe
+        return tuple(seen.values())
 
     def _observed(
         self, probes: Sequence[Probe], ranks: Ranks
@@ -317,6 +323,17 @@ class Subject:
         except Exception as error:
             reasons[_TRAINED] = f"{type(error).__name__}: {error}"
         return dataclasses.replace(seen, features=features, reasons=reasons)
+
+
+def find_model(root: nn.Module, **finding: Any) -> LanguageModel:
+    """The language model in `root`, found as `find_language_model` says.
+
+    Raises `ValueError` where its weights are divided in a way that cannot be measured.
+    """
+    if isinstance(root, nn.Module):
+        # Before it runs: divided weights fail in ways that say nothing of the reason.
+        is_sharded(root)
+    return find_language_model(root, **finding)
 
 
 def _share(probe: Probe, probes: Sequence[Probe], seconds: Mapping[str, float]) -> float:
