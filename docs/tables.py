@@ -35,7 +35,8 @@ _RECORDS = """\
 - `stimuli`: a row for each sequence on which is measured: `stimulus`, `sequence`, `period` (-1: not
   repeated) and `token_ids`; of labelled sequences `split` (0 and 1: what is fitted is fitted on
   these two halves; 2: held out from that), `length` (how many tokens are no padding) and `labels`
-  (by concept 1, -1 or 0 for each token: it has it, has it not, does not count).
+  (by concept 1, -1 or 0 for each token: it has it, has it not, does not count). Of a task's
+  questions 0 is trained on, `answer` labels the tokens of the answer, and other names say the rest.
 - `failures`: a row for each probe or sink that raised: `step`, `tokens`, `time`, `attempt`, `part`,
   `error` and `traceback`.
 

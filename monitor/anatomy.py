@@ -261,15 +261,12 @@ def _tried(
     except Exception as error:
         raise _TrialError(f"{type(error).__name__}: {_first_line(error)}") from error
     width = logits.shape[-1]
-    rows = watch.token_rows or width
+    rows = watch.token_rows or max(width, 0 if task is None else task.questions().vocabulary)
     # What is never an answer, "=" say, may have no logit.
-    least, of_what = (
-        (rows, f"its {rows} embedded token ids")
-        if task is None
-        else (task.questions().width, "the answers of the task")
-    )
+    least = rows if task is None else task.questions().width
     if width < least:
-        raise _TrialError(f"its output is {width} wide, less than {of_what}")
+        of = "its {} embedded token ids" if task is None else "the {} that the task's answers need"
+        raise _TrialError(f"its output is {width} wide, less than {of.format(least)}")
     config = getattr(module, "config", None)
     known = vocab_size or _integer(config, ("vocab_size",)) or rows
     if vocab_size is not None and vocab_size > rows:

@@ -1,7 +1,8 @@
 """What a model answers to the questions of a task, and the weights that numbers go in and out by.
 
 Shapes: `question` sequences of `position` token ids, of which a model reads all but the last;
-`number` those that are added in modular addition; `feature` of an embedding.
+`number` those that are added in modular addition; `feature` of an embedding, `neuron` what the
+unembedding reads.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from monitor.anatomy import LanguageModel
 from monitor.stimuli import Stimulus
 from monitor.tasks import Sums, answer_length, sums_in
-from monitor.untouched import untouched
+from monitor.untouched import is_fully_sharded, untouched
 
 # So many questions go through the model at a time, or fewer where their logits are larger than so.
 _QUESTIONS, _LOGIT_BYTES = 4096, 64 * 2**20
@@ -41,7 +42,7 @@ class Answers:
     logits: Float[Tensor, "question number"] | None
     weight_norm: float | None
     embedding: Float[Tensor, "number feature"] | None
-    unembedding: Float[Tensor, "number feature"] | None
+    unembedding: Float[Tensor, "number neuron"] | None
 
     def sequences(self, start: int, stop: int) -> Answers:
         """The answers to questions `start` to `stop`."""
@@ -75,11 +76,13 @@ def read_answers(model: LanguageModel, stimulus: Stimulus) -> Answers:
     at_once = min(_QUESTIONS, max(1, _LOGIT_BYTES // (4 * positions * model.width)))
     parts = []
     with untouched(model.module):
-        norm = _weight_norm(model)
         for start in range(0, batch, at_once):
             tokens = stimulus.tokens[start : start + at_once].to(model.device)
-            parts.append(_answered(model, tokens, length, sums, norm))
-    return Answers.join(parts)
+            parts.append(_answered(model, tokens, length, sums))
+    answers = Answers.join(parts)
+    if _divided(model):
+        return answers
+    return dataclasses.replace(answers, weight_norm=_weight_norm(model))
 
 
 def _answered(
@@ -87,31 +90,34 @@ def _answered(
     tokens: Int[Tensor, "question position"],
     length: int,
     sums: Sums | None,
-    norm: float | None,
 ) -> Answers:
-    with _Ends(tokens[:, :-1]) as ends:
+    ends = _Ends(tokens[:, :-1], model.width)
+    with ends:
         logits = model.logits(tokens[:, :-1])[:, -length:].double()
     targets = tokens[:, -length:]
     losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
     numbers = None if sums is None else sums.numbers.to(logits.device)
+    # What was gathered for the pass is let go of after it.
+    seen = (None, None) if _divided(model) else (ends.embedding, ends.unembedding(logits))
+    embedding, unembedding = (_rows(weight, numbers) for weight in seen)
     return Answers(
         losses=losses.view(targets.shape).sum(1).cpu(),
         right=(logits.argmax(-1) == targets).sum(1).cpu(),
         logits=None if numbers is None else logits[:, -1, numbers].cpu(),
-        weight_norm=norm,
-        embedding=_rows(ends.embedding, numbers),
-        unembedding=_rows(ends.unembedding(logits), numbers),
+        weight_norm=None,
+        embedding=embedding,
+        unembedding=unembedding,
     )
 
 
 class _Ends(TorchFunctionMode):
     """Notes the embedding that the questions, or one position of them, are looked up in, and the
-    linear layers.
+    linear layers as wide as the logits.
     """
 
-    def __init__(self, read: Int[Tensor, "question position"]) -> None:
+    def __init__(self, read: Int[Tensor, "question position"], width: int) -> None:
         super().__init__()
-        self._read = read
+        self._read, self._width = read, width
         self._linear: list[tuple[Tensor, Tensor]] = []
         self.embedding: Tensor | None = None
 
@@ -124,32 +130,33 @@ class _Ends(TorchFunctionMode):
             columns = (self._read, *self._read.unbind(1))
             if any(torch.equal(ids, read) for read in columns):
                 self.embedding = weight
-        elif func is F.linear:
+        elif func is F.linear and output.shape[-1] == self._width:
             self._linear.append((args[1], output))
         return output
 
     def unembedding(self, logits: Float[Tensor, "question answer vocabulary"]) -> Tensor | None:
         """The weight of the linear layer that gave the logits, if one did."""
         for weight, output in reversed(self._linear):
-            if output.shape[-1] == logits.shape[-1] and output.ndim in (2, 3):
-                given = output.view(len(output), -1, output.shape[-1])[:, -logits.shape[1] :]
-                if given.shape == logits.shape and torch.equal(given.double(), logits):
+            if output.numel() % (len(logits) * self._width) == 0:
+                given = output.reshape(len(logits), -1, self._width)[:, -logits.shape[1] :]
+                if torch.equal(given.double(), logits):
                     return weight
         return None
 
 
 def _rows(
     weight: Tensor | None, numbers: Int[Tensor, " number"] | None
-) -> Float[Tensor, "number feature"] | None:
-    if weight is None or numbers is None or hasattr(weight, "placements"):
+) -> Float[Tensor, "number column"] | None:
+    if weight is None or numbers is None:
         return None
     return weight.detach()[numbers.to(weight.device)].double().cpu()
 
 
-def _weight_norm(model: LanguageModel) -> float | None:
+def _divided(model: LanguageModel) -> bool:
+    return any(map(is_fully_sharded, model.module.modules()))
+
+
+def _weight_norm(model: LanguageModel) -> float:
     """Root of the sum of the squares of all weights, each counted once."""
-    parameters = list(model.module.parameters())
-    if any(hasattr(parameter, "placements") for parameter in parameters):
-        return None
-    norms = [float(torch.linalg.vector_norm(p, dtype=torch.float64)) for p in parameters]
-    return math.hypot(*norms)
+    weights = model.module.parameters()
+    return math.hypot(*(float(torch.linalg.vector_norm(w, dtype=torch.float64)) for w in weights))

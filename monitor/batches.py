@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -10,15 +10,7 @@ from torch import Tensor
 from monitor.analogies import analogies_stimulus
 from monitor.anatomy import LanguageModel
 from monitor.concepts import Analogies, Named, check_concepts, concept_stimulus
-from monitor.stimuli import (
-    SHORTEST_CONTEXT,
-    Stimulus,
-    check_text,
-    repeated,
-    text_stimulus,
-    text_tail,
-    windows,
-)
+from monitor.stimuli import Stimulus, check_text, repeated, text_stimulus, text_tail, windows
 from monitor.tasks import AnyTask, check_task, task_stimulus
 
 # Longer contexts cost more and show little more: the scores are means over positions.
@@ -67,9 +59,10 @@ def named_concepts(stimuli: Mapping[str, Stimulus]) -> list[str]:
 
 
 def build_stimuli(
-    model: LanguageModel, options: StimulusOptions, context: int
+    model: LanguageModel, options: StimulusOptions, context: int, needed: Collection[str]
 ) -> dict[str, Stimulus]:
-    """The stimuli of so many positions that the options say, by their names.
+    """The stimuli of so many positions that the options say, by their names. Models of a task may
+    be too small for repeated tokens: with one these are left out where they are not `needed`.
 
     Raises `ValueError` and `TypeError` where they cannot be built.
     """
@@ -79,15 +72,8 @@ def build_stimuli(
             f"{type(model.module).__name__} can read: pass at most context={model.max_context}"
         )
     stimuli: dict[str, Stimulus] = {}
-    # Models of a task may read no more than its questions.
-    if options.task is None or context >= SHORTEST_CONTEXT:
-        stimuli["repeated"] = repeated(
-            vocab_size=model.vocab_size,
-            sequences=options.sequences,
-            context=context,
-            bos=model.bos,
-            seed=options.seed,
-        )
+    if options.task is None or "repeated" in needed:
+        stimuli["repeated"] = _repeated(model, options, context)
     given, text = check_concepts(options.concepts), None
     relations = [each for each in given if isinstance(each, Analogies)]
     concepts = [each for each in given if not isinstance(each, Analogies)]
@@ -114,3 +100,18 @@ def build_stimuli(
             options.task, vocab_size=model.vocab_size, width=model.width
         )
     return stimuli
+
+
+def _repeated(model: LanguageModel, options: StimulusOptions, context: int) -> Stimulus:
+    try:
+        return repeated(
+            vocab_size=model.vocab_size,
+            sequences=options.sequences,
+            context=context,
+            bos=model.bos,
+            seed=options.seed,
+        )
+    except ValueError as error:
+        if options.task is None:
+            raise
+        raise ValueError(f"{error}; for the task alone: probes=['grokking']") from error

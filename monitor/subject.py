@@ -79,9 +79,11 @@ class Subject:
         Raises `ValueError` and `TypeError` where they cannot be built, and what `tried` raises.
         """
         ranks = ranks or Ranks()
+        needed = {name for probe in with_read(probes) for name, _ in probe.spec.needs}
         for context in ranks.share(lambda: contexts(model, options)):
             # What each process has of its own, text say, could be different.
-            stimuli = ranks.share(functools.partial(build_stimuli, model, options, context))
+            build = functools.partial(build_stimuli, model, options, context, needed)
+            stimuli = ranks.share(build)
             try:
                 return ranks.agree(functools.partial(cls.tried, root, model, probes, stimuli))
             except UnreadableError as error:
@@ -200,21 +202,15 @@ class Subject:
         )
 
     def with_something_to_see(self, probes: Sequence[Probe]) -> tuple[Probe, ...]:
-        """The probes but for those of stimuli, or of labels, that there are none of, and those that
-        read their tables.
-        """
+        """The probes but for those of stimuli, or of labels, that there are none of."""
         labels = {name: stimulus.labels for name, stimulus in self.stimuli.items()}
         named = {name for name, its in labels.items() if its is not None and its.names}
-        seen: dict[str, Probe] = {}
-        for probe in probes:
-            needs, reads = probe.spec.needs, probe.spec.reads
-            if (
-                (not needs or any(on in self.stimuli for on, _ in needs))
-                and all(on in named or kind not in OF_LABELS for on, kind in needs)
-                and all(name in seen for name in reads)
-            ):
-                seen[probe.spec.name] = probe
-        return tuple(seen.values())
+        return tuple(
+            probe
+            for probe in probes
+            if (not probe.spec.needs or any(on in self.stimuli for on, _ in probe.spec.needs))
+            and all(on in named or kind not in OF_LABELS for on, kind in probe.spec.needs)
+        )
 
     def _observed(
         self, probes: Sequence[Probe], ranks: Ranks

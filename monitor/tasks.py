@@ -163,6 +163,11 @@ class _Questions:
         return self.tokens[[0, -1], :-1]
 
     @property
+    def vocabulary(self) -> int:
+        """How many token ids a model needs to read them."""
+        return 1 + int(self.tokens[:, :-1].max())
+
+    @property
     def width(self) -> int:
         """How many logits a model needs for the answers."""
         return 1 + int(self.tokens[:, -self.answer :].max())
@@ -186,12 +191,11 @@ def task_stimulus(task: AnyTask, *, vocab_size: int, width: int) -> Stimulus:
     """
     questions = task.questions()
     tokens = questions.tokens
-    read = tokens[:, :-1]
-    if int(read.max()) >= vocab_size or questions.width > width:
+    if questions.vocabulary > vocab_size or questions.width > width:
         raise ValueError(
-            f"task= has questions with token ids up to {int(read.max())} and answers up to "
-            f"{questions.width - 1}; expected less than the {vocab_size} token ids that the model "
-            f"reads and the {width} that it predicts: pass those that it is trained on"
+            f"task= has questions with token ids up to {questions.vocabulary - 1} and answers up "
+            f"to {questions.width - 1}; expected less than the {vocab_size} token ids that the "
+            f"model reads and the {width} that it predicts: pass those that it is trained on"
         )
     names = (_ANSWER, *questions.said)
     values = torch.zeros(len(names), *tokens.shape, dtype=torch.int8)
@@ -258,10 +262,10 @@ def _pairs(given: Any, p: int) -> Int[Tensor, "pair 2"]:
         raise ValueError(f"{expected}, one a row; got shape {list(pairs.shape)}")
     if int(pairs.min()) < 0 or int(pairs.max()) >= p:
         raise ValueError(f"{expected}; got {int(pairs.min())} to {int(pairs.max())}")
-    pairs: Tensor = torch.unique(pairs.long(), dim=0)
-    if len(pairs) == p * p:
+    distinct: Tensor = torch.unique(pairs.long(), dim=0)
+    if len(distinct) == p * p:
         raise ValueError(f"{expected}; got all {p * p} of them: hold some out, else nothing tells")
-    return pairs
+    return distinct
 
 
 def _whole(given: Any, name: str) -> tuple[Any, ...]:

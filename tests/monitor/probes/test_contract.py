@@ -46,7 +46,7 @@ NOTHING_THERE = {
     "sparse_probing": {"no neurons: it adds nothing of an mlp's to its stream"},
 }
 # Columns that may lack entries in an ok row: there is no earlier measurement, no test was made, an
-# edge is of another kind, a layer has no MLP, or has activations below 0, a task names no frequency.
+# edge is of another kind, a layer has no MLP, or has activations below 0; a task names no keys.
 MAY_LACK = {
     "concepts": ("drift_previous", "drift_first"),
     "geometry": ("cosine_disattenuated", "label_overlap"),
