@@ -159,4 +159,6 @@ def _divided(model: LanguageModel) -> bool:
 def _weight_norm(model: LanguageModel) -> float:
     """Root of the sum of the squares of all weights, each counted once."""
     weights = model.module.parameters()
-    return math.hypot(*(float(torch.linalg.vector_norm(w, dtype=torch.float64)) for w in weights))
+    return math.hypot(
+        *(float(torch.linalg.vector_norm(w.detach(), dtype=torch.float64)) for w in weights)
+    )
