@@ -3,7 +3,7 @@
 An embedding and one hidden layer, trained with weight decay on 40% of all pairs. It knows the
 training pairs by heart within 100 steps, and gets the others right hundreds of steps later; the
 restricted loss, with the key frequencies of each very measurement, falls before that. With
-`--weight-decay 0` nothing of the kind happens. Takes half a minute on one core.
+`--weight-decay 0` nothing of the kind happens. Takes some fifteen seconds on one core.
 
 The run is written under `--root`; `--csv` writes its table as one file too, with columns of
 hindsight, `..._named`: those of a second pass over the checkpoints, with the key frequencies that

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from monitor.adapters import ModuleAdapter, check_adapters
-from monitor.tasks import AnyTask
+from monitor.tasks import AnyTask, check_task
 from monitor.untouched import untouched
 
 _TRIAL_POSITIONS = 16
@@ -94,11 +94,11 @@ def find_language_model(
     submodule that does. Wrappers of torch.compile and DistributedDataParallel are looked through.
     Where a `task` is given, one will do that can read its questions alone.
 
-    Raises `TypeError` where `root` is no module or `adapters` are none, `NotALanguageModelError`
-    where none or several are found, and `ValueError` where `vocab_size` is larger than the model's
-    own.
+    Raises `TypeError` where `root` is no module, `adapters` are none or `task` is none,
+    `NotALanguageModelError` where none or several are found, and `ValueError` where `vocab_size` is
+    larger than the model's own.
     """
-    adapters = check_adapters(adapters)
+    adapters, task = check_adapters(adapters), check_task(task)
     if vocab_size is not None and (type(vocab_size) is not int or vocab_size < 2):
         raise ValueError(f"vocab_size={vocab_size!r}: expected a whole number of at least 2")
     if not isinstance(root, nn.Module):
@@ -307,9 +307,8 @@ def _logits(module: nn.Module, tokens: Tensor, *, answers: bool = False) -> Tens
         raise _TrialError(f"it returned {type(output).__name__}, not logits")
     if answers and output.ndim == 2:
         output = output[:, None]
-    positions = output.shape[1:2] if answers and output.shape[1:2] == (1,) else tokens.shape[1:]
-    fits = output.ndim == 3 and output.shape[:2] == (len(tokens), *positions)
-    if not fits or not output.is_floating_point():
+    shapes = [tokens.shape, (len(tokens), 1)][: 1 + answers]
+    if output.ndim != 3 or output.shape[:2] not in shapes or not output.is_floating_point():
         raise _TrialError(
             f"for token ids {list(tokens.shape)} it returned {list(output.shape)} ({output.dtype})"
         )

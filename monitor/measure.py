@@ -69,7 +69,7 @@ def measure(
             probes say where in the model these are found. Functions label `text`. `Analogies` in it
             are relations between words.
         task: a `monitor.tasks.Task`, questions that are trained on and others that are not, or
-            `ModularAddition`: whether the answers are remembered or computed.
+            `ModularAddition`: are answers remembered or computed? Without it no `grokking`.
         context: positions per stimulus; default: the model's maximum, at most 256.
         sequences: sequences per stimulus, and so the `n` of every estimate.
         seed: of what is drawn at random: the tokens of stimuli, and which of the text is for what.

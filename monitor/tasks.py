@@ -82,10 +82,8 @@ class ModularAddition:
     Args:
         p: the modulus, from 5 to 257.
         train: the pairs (a, b) that the model is trained on, [pair, 2].
-        sequence: what the model reads, whose answer it gives at the last position: "a", "b" and
-            token ids; default: a, b and, for "=", the token
-            after the last number. A model that reads just two numbers:
-            ("a", "b").
+        sequence: what the model reads before it answers: "a", "b" and token ids; default: a, b
+            and, for "=", the token after the last number; ("a", "b") for two numbers alone.
         zero: the token id of the number 0; those of 1 to p - 1 follow it.
         keys: frequencies that are to be looked at beside those found at each measurement; those
             that a finished training ended with, say, in a second pass over its checkpoints.

@@ -43,8 +43,6 @@ from monitor.labels import EVALUATION
 from monitor.record import Field, ProbeSpec
 from monitor.tasks import Sums, answer_length, sums_in
 
-_GUESS = "log(vocabulary): the uniform guess"
-_CHANCE = "1 / vocabulary: the uniform guess"
 _OTHERS = "mean over random frequencies, as many and none of them key"
 _SHARED = "Questions that are held out in name alone: their mirror images are trained on, say."
 _NAMED = "Frequencies that a finished training ended with are hindsight: they tell no one in time."
@@ -52,10 +50,31 @@ _NO_GAP = "0: no better on what is trained on"
 _MIXED = "Waves in the order of the numbers alone: of token ids in another order it sees none."
 
 
-def _gini_field(of: str, help: str, null: str) -> Field:  # noqa: A002 -- as Field has it
+def _asked_fields(name: str, of: str, fooled_by: str) -> tuple[Field, Field]:
+    return (
+        Field(
+            name=f"{name}_loss",
+            help=f"Mean loss of an answer's tokens on {of}.",
+            unit="nats",
+            low=0,
+            null="log(vocabulary): the uniform guess",
+            fooled_by=fooled_by,
+        ),
+        Field(
+            name=f"{name}_accuracy",
+            help=f"Share of the tokens of answers that are the most likely ones, on {of}.",
+            low=0,
+            high=1,
+            null="1 / vocabulary: the uniform guess",
+            fooled_by=fooled_by,
+        ),
+    )
+
+
+def _gini_field(of: str, where: str, null: str) -> Field:
     return Field(
         name=f"gini_{of}",
-        help=f"Gini coefficient of the norms of the frequencies in {help}.",
+        help=f"Gini coefficient of the norms of the frequencies in {where}.",
         low=0,
         high=1,
         null=f"mean over random orders of {null}",
@@ -95,26 +114,9 @@ SPEC = ProbeSpec(
     source="Nanda et al. 2023, Progress measures for grokking via mechanistic interpretability",
     dims=(),
     fields=(
-        *(
-            Field(
-                name=f"{name}_{what}",
-                help=f"Mean {said} {of}.",
-                unit=unit,
-                low=0,
-                high=1 if what == "accuracy" else None,
-                null=null,
-                fooled_by=fooled_by,
-            )
-            for name, of, fooled_by in (
-                ("train", "on the questions that are trained on", "It says nothing of others."),
-                ("held_out", "on the questions that are held out", _SHARED),
-                ("full", "on all questions", "With most of them trained on it hides the others."),
-            )
-            for what, said, unit, null in (
-                ("loss", "loss of an answer's tokens", "nats", _GUESS),
-                ("accuracy", "share of an answer's tokens that are the most likely", "", _CHANCE),
-            )
-        ),
+        *_asked_fields("train", "the questions that are trained on", "It says nothing of others."),
+        *_asked_fields("held_out", "the questions that are held out", _SHARED),
+        *_asked_fields("full", "all questions", "With most of them trained on it hides the rest."),
         Field(
             name="loss_gap",
             help="Held-out loss minus training loss.",
@@ -308,7 +310,7 @@ def norms(rows: Float[Tensor, "number column"]) -> Float[Tensor, " frequency"]:
 def key_frequencies(power: Float[Tensor, " frequency"]) -> list[int]:
     """The frequencies, counted from 1, that stand out: at most half of them.
 
-    >>> key_frequencies(torch.tensor([1.0, 9.0, 2.0, 1.0, 40.0], dtype=torch.float64))
+    >>> key_frequencies(torch.tensor([1.0, 9.0, 1.0, 1.0, 40.0], dtype=torch.float64))
     [2, 5]
     """
     least = torch.maximum(_OVER_MEDIAN * power.quantile(0.5), _OF_STRONGEST * power.max())

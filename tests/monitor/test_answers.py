@@ -191,3 +191,9 @@ def test_a_run_keeps_its_task_when_it_goes_on(tmp_path):
     assert first[same].tolist() == second[same].tolist()
     assert first[same].notna().all()
     assert [first["attempt"], second["attempt"]] == [1, 2]
+
+
+def test_what_is_no_task_is_refused_whatever_the_model():
+    for module in (AnswerOnly(P), AttentionOnly()):
+        with pytest.raises(TypeError, match="task= is str; expected a Task or a ModularAddition"):
+            measure(module, probes=["grokking"], task="addition")
