@@ -47,6 +47,8 @@ class TrainingDynamics(Watching, *_callback_classes()):  # type: ignore[misc]  #
             `labelled_texts`, `labelled_tokens`, `python_source` and what `from_tokenizer` returns:
             probes say where in the model these are found. Functions label `text`. `Analogies` in it
             are relations between words. Default: none.
+        task: a `monitor.tasks.Task`, questions that are trained on and others that are not, or
+            `ModularAddition`: are answers remembered or computed? Without it no `grokking`.
         schedule: None: steps 0, 1, 2, 4, … 512, then every 1,000; a number: every so many steps; a
             list: exactly those steps.
         overhead: the share of the training time that measuring may take. Where the schedule would

@@ -27,6 +27,7 @@ from monitor.ranks import LostError, Ranks, check_alike
 from monitor.record import check_run_name
 from monitor.sinks import Sink, check_port
 from monitor.stimuli import SHORTEST_CONTEXT, check_text
+from monitor.tasks import AnyTask, check_task
 from monitor.untouched import untouched
 
 _log = logging.getLogger("phasewatch")
@@ -56,6 +57,7 @@ class Watching:
         probes: list[str] | None = None,
         text: Any = None,
         concepts: Sequence[Any] | None = None,
+        task: AnyTask | None = None,
         schedule: int | list[int] | None = None,
         overhead: float | None = 0.02,
         model: str | Callable[[nn.Module], nn.Module] | None = None,
@@ -89,6 +91,7 @@ class Watching:
         self._finding: dict[str, Any] = {
             "vocab_size": vocab_size,
             "adapters": check_adapters(adapters),
+            "task": check_task(task),
         }
         self._measuring: dict[str, Any] = {
             "probes": probes,

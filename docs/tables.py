@@ -37,7 +37,8 @@ _RECORDS = """\
   repeated) and `token_ids`; of labelled sequences `split` (0 and 1: what is fitted is fitted on
   these two halves; 2: held out from that), `length` (how many tokens are no padding), `source`
   (sequences with the same one are alike, windows of one file say) and `labels` (by concept 1, -1 or
-  0 for each token: it has it, has it not, does not count).
+  0 for each token: it has it, has it not, does not count). Of a task's questions 0 is trained on,
+  `answer` labels the tokens of the answer, and other names say the rest.
 - `failures`: a row for each probe or sink that raised: `step`, `tokens`, `time`, `attempt`, `part`,
   `error` and `traceback`.
 

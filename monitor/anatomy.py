@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from monitor.adapters import ModuleAdapter, check_adapters
+from monitor.tasks import AnyTask, check_task
 from monitor.untouched import untouched
 
 _TRIAL_POSITIONS = 16
@@ -51,6 +52,7 @@ class LanguageModel:
     it names no beginning-of-sequence token. Its logits are `width` wide; they are what the linear
     layers of that width give in call number `unembedding_call` of a pass, None where they are not
     just that. `adapters` read the attention of modules that compute it in a way of their own.
+    One that can only read the questions of a `task` may have no logits but those of the answer.
     """
 
     module: nn.Module
@@ -60,6 +62,7 @@ class LanguageModel:
     width: int
     unembedding_call: int | None
     adapters: Mapping[type[nn.Module], ModuleAdapter]
+    task: AnyTask | None = None
 
     @property
     def device(self) -> torch.device:
@@ -74,8 +77,10 @@ class LanguageModel:
     def logits(
         self, tokens: Int[Tensor, "batch position"]
     ) -> Float[Tensor, "batch position vocabulary"]:
-        """The model's logits; to be called inside `untouched`."""
-        return _logits(self.module, tokens)
+        """The model's logits; to be called inside `untouched`. Those of a model of a task may be
+        at one position, that of the answer.
+        """
+        return _logits(self.module, tokens, answers=self.task is not None)
 
 
 def find_language_model(
@@ -83,15 +88,17 @@ def find_language_model(
     *,
     vocab_size: int | None = None,
     adapters: Mapping[type[nn.Module], ModuleAdapter] | None = None,
+    task: AnyTask | None = None,
 ) -> LanguageModel:
     """The language model in `root`: `root` itself if it maps token ids to logits, else the one
     submodule that does. Wrappers of torch.compile and DistributedDataParallel are looked through.
+    Where a `task` is given, one will do that can read its questions alone.
 
-    Raises `TypeError` where `root` is no module or `adapters` are none, `NotALanguageModelError`
-    where none or several are found, and `ValueError` where `vocab_size` is larger than the model's
-    own.
+    Raises `TypeError` where `root` is no module, `adapters` are none or `task` is none,
+    `NotALanguageModelError` where none or several are found, and `ValueError` where `vocab_size` is
+    larger than the model's own.
     """
-    adapters = check_adapters(adapters)
+    adapters, task = check_adapters(adapters), check_task(task)
     if vocab_size is not None and (type(vocab_size) is not int or vocab_size < 2):
         raise ValueError(f"vocab_size={vocab_size!r}: expected a whole number of at least 2")
     if not isinstance(root, nn.Module):
@@ -108,7 +115,7 @@ def find_language_model(
         if any(model.module is inner for model in found.values()):
             continue
         try:
-            found[path] = _read(inner, vocab_size, adapters)
+            found[path] = _read(inner, vocab_size, adapters, task)
             if path == "":
                 break
         except _TrialError as error:
@@ -222,22 +229,44 @@ class _TrialWatch(TorchFunctionMode):
 
 
 def _read(
-    module: nn.Module, vocab_size: int | None, adapters: Mapping[type[nn.Module], ModuleAdapter]
+    module: nn.Module,
+    vocab_size: int | None,
+    adapters: Mapping[type[nn.Module], ModuleAdapter],
+    task: AnyTask | None,
 ) -> LanguageModel:
-    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    """What must be known of a language model; raises `_TrialError` where a module is none."""
     # Every vocabulary has the ids 0 and 1; together they cannot be mistaken for positions.
-    tokens = (torch.arange(2 * _TRIAL_POSITIONS, device=device) % 2).view(2, _TRIAL_POSITIONS)
+    tokens = (torch.arange(2 * _TRIAL_POSITIONS) % 2).view(2, _TRIAL_POSITIONS)
+    try:
+        return _tried(module, vocab_size, adapters, tokens)
+    except _TrialError:
+        if task is None:
+            raise
+        return _tried(module, vocab_size, adapters, task.questions().trial, task)
+
+
+def _tried(
+    module: nn.Module,
+    vocab_size: int | None,
+    adapters: Mapping[type[nn.Module], ModuleAdapter],
+    tokens: Int[Tensor, "2 position"],
+    task: AnyTask | None = None,
+) -> LanguageModel:
+    tokens = tokens.to(next((p.device for p in module.parameters()), torch.device("cpu")))
     try:
         with untouched(module), _TrialWatch(tokens) as watch:
-            logits = _logits(module, tokens)
+            logits = _logits(module, tokens, answers=task is not None)
     except _TrialError:
         raise
     except Exception as error:
         raise _TrialError(f"{type(error).__name__}: {_first_line(error)}") from error
     width = logits.shape[-1]
-    rows = watch.token_rows or width
-    if width < rows:
-        raise _TrialError(f"its output is {width} wide, less than its {rows} embedded token ids")
+    rows = watch.token_rows or max(width, 0 if task is None else task.questions().vocabulary)
+    # What is never an answer, "=" say, may have no logit.
+    least = rows if task is None else task.questions().width
+    if width < least:
+        of = "its {} embedded token ids" if task is None else "the {} that the task's answers need"
+        raise _TrialError(f"its output is {width} wide, less than {of.format(least)}")
     config = getattr(module, "config", None)
     known = vocab_size or _integer(config, ("vocab_size",)) or rows
     if vocab_size is not None and vocab_size > rows:
@@ -247,19 +276,20 @@ def _read(
         )
     bos = _integer(config, ("bos_token_id",), least=0)
     contexts = [_integer(place, _CONTEXT_NAMES) for place in (config, module)]
-    contexts.append(watch.position_rows)
+    contexts.append(watch.position_rows if task is None else tokens.shape[1])
     return LanguageModel(
         module=module,
         vocab_size=min(known, rows),
         max_context=min((c for c in contexts if c is not None), default=None),
         bos=bos if bos is not None and bos < min(known, rows) else None,
         width=width,
-        unembedding_call=watch.unembedding_call(logits),
+        unembedding_call=watch.unembedding_call(logits) if task is None else None,
         adapters=adapters,
+        task=task,
     )
 
 
-def _logits(module: nn.Module, tokens: Tensor) -> Tensor:
+def _logits(module: nn.Module, tokens: Tensor, *, answers: bool = False) -> Tensor:
     parameters = inspect.signature(module.forward).parameters
     keywords: dict[str, Any] = {}
     if "use_cache" in parameters:
@@ -275,7 +305,10 @@ def _logits(module: nn.Module, tokens: Tensor) -> Tensor:
         output = output[0]
     if not isinstance(output, Tensor):
         raise _TrialError(f"it returned {type(output).__name__}, not logits")
-    if output.ndim != 3 or output.shape[:2] != tokens.shape or not output.is_floating_point():
+    if answers and output.ndim == 2:
+        output = output[:, None]
+    shapes = [tokens.shape, (len(tokens), 1)][: 1 + answers]
+    if output.ndim != 3 or output.shape[:2] not in shapes or not output.is_floating_point():
         raise _TrialError(
             f"for token ids {list(tokens.shape)} it returned {list(output.shape)} ({output.dtype})"
         )

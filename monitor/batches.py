@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -11,6 +11,7 @@ from monitor.analogies import analogies_stimulus
 from monitor.anatomy import LanguageModel
 from monitor.concepts import Analogies, Named, check_concepts, concept_stimulus
 from monitor.stimuli import Stimulus, check_text, repeated, text_stimulus, text_tail, windows
+from monitor.tasks import AnyTask, check_task, task_stimulus
 
 # Longer contexts cost more and show little more: the scores are means over positions.
 _DEFAULT_CONTEXT = 256
@@ -22,12 +23,14 @@ class StimulusOptions:
 
     text: Tensor | None = None
     concepts: Sequence[Named] | None = None
+    task: AnyTask | None = None
     context: int | None = None
     sequences: int = 16
     seed: int = 0
 
     def __post_init__(self) -> None:
         check_concepts(self.concepts)
+        check_task(self.task)
         if self.text is not None:
             check_text(self.text)
         for name, least in (("context", 1), ("sequences", 2), ("seed", 0)):
@@ -49,10 +52,17 @@ def contexts(model: LanguageModel, options: StimulusOptions) -> list[int]:
     return [longest, longest - 1] if model.max_context is None else [longest]
 
 
+def named_concepts(stimuli: Mapping[str, Stimulus]) -> list[str]:
+    """The names of all concepts that stimuli are labelled with."""
+    labels = [each.labels for name, each in stimuli.items() if name != "task"]
+    return [name for of_stimulus in labels if of_stimulus is not None for name in of_stimulus.names]
+
+
 def build_stimuli(
-    model: LanguageModel, options: StimulusOptions, context: int
+    model: LanguageModel, options: StimulusOptions, context: int, needed: Collection[str]
 ) -> dict[str, Stimulus]:
-    """The stimuli of so many positions that the options say, by their names.
+    """The stimuli of so many positions that the options say, by their names. Models of a task may
+    be too small for repeated tokens: with one these are left out where they are not `needed`.
 
     Raises `ValueError` and `TypeError` where they cannot be built.
     """
@@ -61,15 +71,9 @@ def build_stimuli(
             f"context={context} is longer than the {model.max_context} positions that "
             f"{type(model.module).__name__} can read: pass at most context={model.max_context}"
         )
-    stimuli = {
-        "repeated": repeated(
-            vocab_size=model.vocab_size,
-            sequences=options.sequences,
-            context=context,
-            bos=model.bos,
-            seed=options.seed,
-        )
-    }
+    stimuli: dict[str, Stimulus] = {}
+    if options.task is None or "repeated" in needed:
+        stimuli["repeated"] = _repeated(model, options, context)
     given, text = check_concepts(options.concepts), None
     relations = [each for each in given if isinstance(each, Analogies)]
     concepts = [each for each in given if not isinstance(each, Analogies)]
@@ -91,4 +95,23 @@ def build_stimuli(
         stimuli["analogies"] = analogies_stimulus(
             relations, bos=model.bos, context=context, vocab_size=model.vocab_size
         )
+    if options.task is not None:
+        stimuli["task"] = task_stimulus(
+            options.task, vocab_size=model.vocab_size, width=model.width
+        )
     return stimuli
+
+
+def _repeated(model: LanguageModel, options: StimulusOptions, context: int) -> Stimulus:
+    try:
+        return repeated(
+            vocab_size=model.vocab_size,
+            sequences=options.sequences,
+            context=context,
+            bos=model.bos,
+            seed=options.seed,
+        )
+    except ValueError as error:
+        if options.task is None:
+            raise
+        raise ValueError(f"{error}; for the task alone: probes=['grokking']") from error

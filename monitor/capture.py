@@ -16,6 +16,7 @@ from torch import Tensor
 
 from monitor.adapters import AdapterError
 from monitor.anatomy import LanguageModel, layer_numbers, mixing_module
+from monitor.answers import Answers, read_answers
 from monitor.attention import LayerAttention
 from monitor.features import COLLECTORS, collect
 from monitor.parts import Parts
@@ -39,9 +40,9 @@ class Observation:
 
     `attention` has one entry a layer; `losses[b, i]` is the cross-entropy in nats of token i + 1
     given tokens 0 … i. `stream`, `lens` and `attribution` say what happened in the residual stream,
-    where the parts of the model are known; `features` what was collected of labelled tokens, by its
-    kind. What was not asked for is None or missing; so is what could not be seen, of which
-    `reasons` say why.
+    where the parts of the model are known; `answers` what was answered to the questions of a task;
+    `features` what was collected of labelled tokens, by its kind. What was not asked for is None or
+    missing; so is what could not be seen, of which `reasons` say why.
     """
 
     stimulus: Stimulus
@@ -51,6 +52,7 @@ class Observation:
     stream: StreamSample | None = None
     lens: LensSums | None = None
     attribution: AttributionSums | None = None
+    answers: Answers | None = None
     features: Mapping[str, Any] = field(default_factory=dict)
     reasons: Mapping[str, str] = field(default_factory=dict)
 
@@ -83,11 +85,12 @@ class Observation:
             stream=_joined(StreamSample, [part.stream for part, _, _ in cut], cuts),
             lens=_joined(LensSums, [part.lens for part, _, _ in cut], cuts),
             attribution=_joined(AttributionSums, [part.attribution for part, _, _ in cut], cuts),
+            answers=_joined(Answers, [part.answers for part, _, _ in cut], cuts),
             reasons=dict(item for part, _, _ in cut for item in part.reasons.items()),
         )
 
 
-_Sums = TypeVar("_Sums", StreamSample, LensSums, AttributionSums)
+_Sums = TypeVar("_Sums", StreamSample, LensSums, AttributionSums, Answers)
 
 
 def _joined(
@@ -110,11 +113,13 @@ def observe(
     stream: bool = False,
     lens: bool = False,
     attribution: bool = False,
+    answers: bool = False,
     parts: Parts | None = None,
     attention_calls: int | None = None,
     together: bool = False,
 ) -> Observation:
-    """Runs `model` on `stimulus` and returns what was asked for.
+    """Runs `model` on `stimulus` and returns what was asked for. For `answers` that is a pass over
+    questions without their answers, which shows nothing else.
 
     Only a chunk of the logits is held at a time: of one pass, where they are the plain output of
     the unembedding, else of a pass for every few sequences. Where `attention_calls` says how many
@@ -127,6 +132,12 @@ def observe(
     Raises `NoAttentionError` where attention was asked for and none was seen, and `ValueError`
     where `parts` are missing.
     """
+    if answers:
+        return Observation(
+            stimulus=stimulus,
+            vocab_size=model.vocab_size,
+            answers=read_answers(model, stimulus),
+        )
     asked: dict[Kind, bool] = {"stream": stream, "lens": lens, "attribution": attribution}
     kinds = [kind for kind, on in asked.items() if on]
     if parts is None and kinds:

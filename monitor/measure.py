@@ -23,18 +23,19 @@ from torch import Tensor, nn
 
 from monitor.acting import Acting
 from monitor.adapters import ModuleAdapter, check_adapters
-from monitor.anatomy import LanguageModel, find_language_model
+from monitor.anatomy import LanguageModel
 from monitor.attempt import attempt_row, new_run_name, with_cost
-from monitor.batches import StimulusOptions
+from monitor.batches import StimulusOptions, named_concepts
 from monitor.concepts import Named, meanings
 from monitor.detection import Notice, Series
 from monitor.keeping import CHECKPOINT_BYTES
 from monitor.probes import Probe, select
-from monitor.ranks import Ranks, check_alike, is_sharded
+from monitor.ranks import Ranks, check_alike
 from monitor.record import MOMENT, Failure, Measurement, Moment, check_run_name
 from monitor.sinks import ParquetSink, PrometheusSink, Sink, check_port
 from monitor.stimuli import stimuli_from_arrow, stimuli_to_arrow
-from monitor.subject import Subject
+from monitor.subject import Subject, find_model
+from monitor.tasks import AnyTask
 
 _log = logging.getLogger("phasewatch")
 
@@ -49,6 +50,7 @@ def measure(
     probes: Sequence[str] | None = None,
     text: Tensor | None = None,
     concepts: Sequence[Named] | None = None,
+    task: AnyTask | None = None,
     context: int | None = None,
     sequences: int = 16,
     seed: int = 0,
@@ -69,6 +71,8 @@ def measure(
             `labelled_texts`, `labelled_tokens`, `python_source` and what `from_tokenizer` returns:
             probes say where in the model these are found. Functions label `text`. `Analogies` in it
             are relations between words.
+        task: a `monitor.tasks.Task`, questions that are trained on and others that are not, or
+            `ModularAddition`: are answers remembered or computed? Without it no `grokking`.
         context: positions per stimulus; default: the model's maximum, at most 256.
         sequences: sequences per stimulus, and so the `n` of every estimate.
         seed: of what is drawn at random: the tokens of stimuli, and which of the text is for what.
@@ -87,9 +91,9 @@ def measure(
         NoAttentionError: attention was asked for and the model showed none.
     """
     chosen = select(probes)
-    found = _find(model, vocab_size, adapters)
+    found = find_model(model, vocab_size=vocab_size, adapters=adapters, task=task)
     options = StimulusOptions(
-        text=text, concepts=concepts, context=context, sequences=sequences, seed=seed
+        text=text, concepts=concepts, task=task, context=context, sequences=sequences, seed=seed
     )
     subject = Subject.new(model, found, chosen, options)
     if probes is None:
@@ -149,6 +153,7 @@ class Monitor:
         probes: Sequence[str] | None = None,
         text: Tensor | None = None,
         concepts: Sequence[Named] | None = None,
+        task: AnyTask | None = None,
         vocab_size: int | None = None,
         context: int | None = None,
         sequences: int = 16,
@@ -180,11 +185,17 @@ class Monitor:
         def checked() -> tuple[StimulusOptions, tuple[Probe, ...], dict[Any, ModuleAdapter]]:
             check_port(metrics_port)
             options = StimulusOptions(
-                text=text, concepts=concepts, context=context, sequences=sequences, seed=seed
+                text=text,
+                concepts=concepts,
+                task=task,
+                context=context,
+                sequences=sequences,
+                seed=seed,
             )
             return options, select(probes), check_adapters(adapters)
 
-        self._options, self._probes, self._adapters = self._ranks.agree(checked)
+        self._options, self._probes, adapters = self._ranks.agree(checked)
+        self._finding = {"vocab_size": vocab_size, "adapters": adapters, "task": task}
         self._by_default = probes is None
         self.run = self._ranks.share(lambda: check_run_name(new_run_name() if run is None else run))
         self.attempt = 1
@@ -193,7 +204,6 @@ class Monitor:
         self.last_seconds: float | None = None
         # What interventions have left of the time that they may take by default.
         self._saved_seconds = 0.0
-        self._vocab_size = vocab_size
         self._resumed_from = resumed_from
         self._metrics = (metrics_address, metrics_port)
         self._config = dict(config or {})
@@ -302,7 +312,7 @@ class Monitor:
         return measurement
 
     def _find(self, model: nn.Module) -> LanguageModel:
-        return _find(model, self._vocab_size, self._adapters)
+        return find_model(model, **self._finding)
 
     def _current(self, subject: Subject, model: nn.Module) -> Subject:
         """The subject with the model as it is passed now."""
@@ -385,9 +395,8 @@ class Monitor:
 
     def _meanings(self, subject: Subject) -> dict[str, str]:
         """By the name of each concept that is looked for, what it is, as far as the user says."""
-        labels = [s.labels for s in subject.stimuli.values() if s.labels is not None]
         said = meanings(self._options.concepts)
-        return {name: said.get(name, "") for of_stimulus in labels for name in of_stimulus.names}
+        return {name: said.get(name, "") for name in named_concepts(subject.stimuli)}
 
     def _write_cost(self) -> None:
         """Brings the attempt's row up to date; what fails now is written the next time."""
@@ -425,14 +434,3 @@ class Monitor:
                     failure.error,
                     failure.traceback,
                 )
-
-
-def _find(
-    root: nn.Module,
-    vocab_size: int | None,
-    adapters: Mapping[type[nn.Module], ModuleAdapter] | None,
-) -> LanguageModel:
-    if isinstance(root, nn.Module):
-        # Before it runs: divided weights fail in ways that say nothing of the reason.
-        is_sharded(root)
-    return find_language_model(root, vocab_size=vocab_size, adapters=adapters)

@@ -190,13 +190,15 @@ def windows(
     return cut[chosen].clone()
 
 
-def check_text(text: object, *, vocab_size: int | None = None) -> Int[Tensor, "sequence position"]:
-    """Returns `text` as int64 token ids on the CPU.
+def check_text(
+    text: object, *, vocab_size: int | None = None, called: str = "text="
+) -> Int[Tensor, "sequence position"]:
+    """Returns `text` as int64 token ids on the CPU; errors call it as it is `called`.
 
     Raises `TypeError` where it is no integer tensor, and `ValueError` where it has another shape or
     ids beyond the vocabulary (None: not known yet).
     """
-    expected = "text= needs token ids as an integer tensor [sequence, position]"
+    expected = f"{called} needs token ids as an integer tensor [sequence, position]"
     if not isinstance(text, Tensor):
         raise TypeError(f"{expected}; got {type(text).__name__}")
     shape = f"shape {list(text.shape)}, dtype {text.dtype}"
@@ -208,7 +210,7 @@ def check_text(text: object, *, vocab_size: int | None = None) -> Int[Tensor, "s
     low, high = int(ids.min()), int(ids.max())
     if low < 0 or (vocab_size is not None and high >= vocab_size):
         raise ValueError(
-            f"text= has token ids from {low} to {high}; expected 0 to "
+            f"{called} has token ids from {low} to {high}; expected 0 to "
             f"{'the vocabulary size' if vocab_size is None else vocab_size - 1}: "
             "tokenise it with the model's own tokenizer"
         )

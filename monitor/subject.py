@@ -13,7 +13,7 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from monitor.anatomy import LanguageModel
+from monitor.anatomy import LanguageModel, find_language_model
 from monitor.attention import LayerAttention
 from monitor.batches import StimulusOptions, build_stimuli, contexts
 from monitor.capture import NoAttentionError, Observation, observe, observe_features
@@ -79,9 +79,11 @@ class Subject:
         Raises `ValueError` and `TypeError` where they cannot be built, and what `tried` raises.
         """
         ranks = ranks or Ranks()
+        needed = {name for probe in with_read(probes) for name, _ in probe.spec.needs}
         for context in ranks.share(lambda: contexts(model, options)):
             # What each process has of its own, text say, could be different.
-            stimuli = ranks.share(functools.partial(build_stimuli, model, options, context))
+            build = functools.partial(build_stimuli, model, options, context, needed)
+            stimuli = ranks.share(build)
             try:
                 return ranks.agree(functools.partial(cls.tried, root, model, probes, stimuli))
             except UnreadableError as error:
@@ -317,6 +319,17 @@ class Subject:
         except Exception as error:
             reasons[_TRAINED] = f"{type(error).__name__}: {error}"
         return dataclasses.replace(seen, features=features, reasons=reasons)
+
+
+def find_model(root: nn.Module, **finding: Any) -> LanguageModel:
+    """The language model in `root`, found as `find_language_model` says.
+
+    Raises `ValueError` where its weights are divided in a way that cannot be measured.
+    """
+    if isinstance(root, nn.Module):
+        # Before it runs: divided weights fail in ways that say nothing of the reason.
+        is_sharded(root)
+    return find_language_model(root, **finding)
 
 
 def _share(probe: Probe, probes: Sequence[Probe], seconds: Mapping[str, float]) -> float:

@@ -30,6 +30,7 @@ def checked(signature):
 # about arguments of wrong types is itself under test.
 SHAPED = (
     "ablating",
+    "answers",
     "across.events",
     "adapters.flex",
     "attention",

@@ -20,6 +20,7 @@ from monitor.probes import (
     dictionary,
     directions,
     geometry,
+    grokking,
     heads,
     in_context,
     induction,
@@ -66,6 +67,7 @@ PROBES = (
     Probe(spec=superposition.SPEC, compute=superposition.compute),
     Probe(spec=neurons.SPEC, compute=neurons.compute),
     Probe(spec=top_neurons.SPEC, compute=top_neurons.compute),
+    Probe(spec=grokking.SPEC, compute=grokking.compute),
 )
 
 # What takes so much longer than all else that it is measured only where it is named.

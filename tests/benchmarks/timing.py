@@ -22,6 +22,7 @@ from monitor.concepts import Concept
 from monitor.probes import PROBES, Probe
 from monitor.record import Moment
 from monitor.subject import Subject
+from monitor.tasks import ModularAddition
 from tests.benchmarks.works import (
     CASES,
     MODELS,
@@ -104,7 +105,8 @@ def _of_probes(
     """By the name of a probe, its median ratio."""
     name, sequences, positions = case
     model = MODELS[name](positions).to(device, dtype)
-    floor, subject = forward(model), _subject(model, sequences, positions)
+    task = ModularAddition(23, train=[(a, b) for a in range(23) for b in range(a)])
+    floor, subject = forward(model), _subject(model, sequences, positions, task=task)
     ratios: dict[str, list[float]] = {probe.spec.name: [] for probe in PROBES}
     for number in range(rounds + 1):
         once = _seconds(lambda: [floor(s) for s in subject.stimuli.values()], device)
@@ -117,12 +119,16 @@ def _of_probes(
 
 
 def _subject(
-    model: nn.Module, sequences: int, positions: int, concepts: Sequence[Concept] = ()
+    model: nn.Module,
+    sequences: int,
+    positions: int,
+    concepts: Sequence[Concept] = (),
+    task: ModularAddition | None = None,
 ) -> Subject:
     """The model on stimuli of so many positions."""
     text = stimulus_for(model, 2 * sequences if concepts else sequences, positions).tokens
     options = StimulusOptions(
-        text=text, concepts=concepts, context=positions, sequences=max(2, sequences)
+        text=text, concepts=concepts, task=task, context=positions, sequences=max(2, sequences)
     )
     return Subject.new(model, find_language_model(model), PROBES, options)
 

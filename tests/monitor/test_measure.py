@@ -16,6 +16,7 @@ from monitor.capture import NoAttentionError
 from monitor.measure import measure
 from monitor.probes import PROBES, select
 from monitor.subject import Subject
+from monitor.tasks import ModularAddition
 from tests import models
 from tests.models import AttentionOnly, Bigram, attend_everywhere
 from tests.models.concepts import CONCEPTS, RELATION
@@ -45,7 +46,8 @@ class Unsaid(AttentionOnly):
 
 
 def test_tables_and_columns(model):
-    tables = measure(model, text=text(), concepts=[*CONCEPTS, RELATION])
+    task = ModularAddition(7, train=[(0, 1), (1, 2)])
+    tables = measure(model, text=text(), concepts=[*CONCEPTS, RELATION], task=task)
     assert list(tables) == [probe.spec.name for probe in PROBES]
     heads = tables["induction"]
     assert list(zip(heads["layer"], heads["head"], strict=True)) == [
@@ -65,9 +67,10 @@ def test_tables_and_columns(model):
     assert len(row.loss_by_position) == 63
 
 
-def test_without_concepts_the_tables_of_them_are_there_only_where_they_are_named(model):
+def test_without_labels_the_tables_of_them_are_there_only_where_they_are_named(model):
     of_labels = {
-        "concepts", "directions", "geometry", "analogies", "sparse_probing", "superposition"
+        "concepts", "directions", "geometry", "analogies", "sparse_probing", "superposition",
+        "grokking",
     }  # fmt: skip
     tables = measure(model, text=text())
     assert of_labels == {probe.spec.name for probe in PROBES} - set(tables)
@@ -75,6 +78,8 @@ def test_without_concepts_the_tables_of_them_are_there_only_where_they_are_named
         (table,) = measure(model, text=text(), probes=probes).values()
         (why,) = table["validity"]
         assert "in concepts=" in why or "pass concepts=" in why
+    (table,) = measure(model, text=text(), probes=["grokking"]).values()
+    assert table["validity"].tolist() == ["there is no task to look at: pass task="]
 
 
 def test_without_text_what_needs_it_is_missing(model):

@@ -92,7 +92,7 @@ def test_by_default_a_run_has_a_name_of_its_own_under_runs(tmp_path, model, monk
         with Monitor(sequences=2) as one:
             one.measure(model, step=0)
     needs = {probe.spec.name: {on for on, _ in probe.spec.needs} for probe in PROBES}
-    of_text = {name for name, its in needs.items() if its & {"concepts", "analogies"}}
+    of_text = {name for name, its in needs.items() if its & {"concepts", "analogies", "task"}}
     assert "neurons" in of_text
     # Time for ablations is only saved up yet.
     written = {probe.spec.name for probe in PROBES} - of_text - {"ablation"}

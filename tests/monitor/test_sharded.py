@@ -19,8 +19,10 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from monitor.anatomy import NotALanguageModelError, find_language_model
 from monitor.measure import Monitor, measure
 from monitor.ranks import is_sharded
+from monitor.tasks import ModularAddition
 from tests.callbacks.tiny import OBSERVING
 from tests.models import AttentionOnly
+from tests.models.sums import random_pairs
 from tests.processes import came_through, run
 
 
@@ -212,6 +214,24 @@ def once(root: Path) -> None:
     assert found["induction"]["validity"].eq("ok").all()
 
 
+def answering(root: Path) -> None:
+    """Each process answers a part of a task's questions; weights nobody holds are not told of."""
+    task = ModularAddition(11, train=random_pairs(11))
+    expected = measure(built(), probes=["grokking"], task=task)["grokking"].iloc[0]
+    model = sharded(built())
+    with Monitor(root, run="r", probes=["grokking"], task=task) as watch:
+        told = watch.measure(model, step=0)
+    assert told.failures == ()
+    assert not is_gathered(model)
+    if dist.get_rank() == 0:
+        row = told.frame("grokking").iloc[0]
+        of_weights = ["weight_norm", "gini_embedding", "gini_unembedding"]
+        assert row[of_weights].isna().all()
+        assert expected[of_weights].notna().all()
+        for field in ("train_loss", "held_out_loss", "restricted_loss", "gini_logits"):
+            assert row[field] == pytest.approx(expected[field], abs=1e-6)
+
+
 def known_when_gathered(root: Path) -> None:
     model = sharded(built(), reshard_after_forward=False)
     with torch.no_grad():
@@ -251,6 +271,7 @@ SCENARIOS = {
         refused_before_training,
         inside_another,
         once,
+        answering,
         known_when_gathered,
         divided_twice,
     )

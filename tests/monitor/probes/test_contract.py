@@ -22,6 +22,7 @@ from monitor.batches import StimulusOptions
 from monitor.probes import OPTIONAL, PROBES, Probe, select
 from monitor.record import METADATA_KEY, MOMENT, Dim, Field, Moment, ProbeSpec, Reading, dims_of
 from monitor.subject import Subject
+from monitor.tasks import ModularAddition
 from tests import models
 from tests.conftest import SHAPED
 from tests.models import AttentionOnly
@@ -45,7 +46,7 @@ NOTHING_THERE = {
     "sparse_probing": {"no neurons: it adds nothing of an mlp's to its stream"},
 }
 # Columns that may lack entries in an ok row: there is no earlier measurement, no test was made, an
-# edge is of another kind, a layer has no MLP, or has activations below 0.
+# edge is of another kind, a layer has no MLP, or has activations below 0; a task names no keys.
 MAY_LACK = {
     "concepts": ("drift_previous", "drift_first"),
     "geometry": ("cosine_disattenuated", "label_overlap"),
@@ -55,13 +56,14 @@ MAY_LACK = {
     "residual": ("cka_previous", "cka_first"),
     "heads": ("key_composition", "over_random"),
     "circuit": ("key_composition", "contrast"),
+    "grokking": ("restricted_loss_named", "excluded_loss_named"),
     "superposition": ("readable_before", "readable_after", "computed", "carried_by"),
 }
 
 
 def labelled(probe: Probe) -> bool:
     """Whether it looks at labelled text, of which there are other sequences."""
-    return any(stimulus in {"concepts", "analogies"} for stimulus, _ in probe.spec.needs)
+    return any(stimulus in {"concepts", "analogies", "task"} for stimulus, _ in probe.spec.needs)
 
 
 def valid(probe: Probe, table: pa.Table) -> pa.Table:
@@ -78,7 +80,9 @@ def read(probe: Probe, kind: str, *, with_text: bool = True) -> Reading:
     model = find_language_model(module)
     text = torch.randint(model.vocab_size, (12, 64)) if with_text else None
     concepts = (*CONCEPTS, RELATION) if with_text else None
-    options = StimulusOptions(text=text, concepts=concepts, context=64, sequences=6)
+    pairs = [(a, b) for a in range(7) for b in range(a, 7)]
+    task = ModularAddition(7, train=pairs) if with_text else None
+    options = StimulusOptions(text=text, concepts=concepts, task=task, context=64, sequences=6)
     measurement = Subject.new(module, model, [probe], options).measure([probe], WHEN)
     assert measurement.failures == ()
     return measurement.readings[0]
@@ -154,7 +158,7 @@ def test_without_text_columns_are_missing_and_never_left_out(probe):
     assert without.schema.equals(with_text.schema, check_metadata=True)
     if labelled(probe):
         (why,) = without["validity"].to_pylist()
-        assert re.search(r"pass (text= or concepts=|Analogies\(\.\.\.\) in concepts=)$", why)
+        assert re.search(r"pass (text= or concepts=|Analogies\(\.\.\.\) in concepts=|task=)$", why)
     else:
         assert without.num_rows == with_text.num_rows
 
@@ -243,7 +247,7 @@ PACKAGE = Path(monitor.record.__file__).parent
 
 def shaped_modules() -> list[str]:
     """Modules of `monitor` that annotate shapes and take no arguments from users."""
-    from_users = {"analogies", "anatomy", "concepts.naming", "transitions.offline"}
+    from_users = {"analogies", "anatomy", "concepts.naming", "tasks", "transitions.offline"}
     paths = sorted(PACKAGE.rglob("*.py"))
     names = {".".join(p.relative_to(PACKAGE).with_suffix("").parts): p for p in paths}
     return [
