@@ -42,6 +42,7 @@ SHAPED = (
     "features",
     "intervening",
     "labels",
+    "learning_coefficient",
     "losses",
     "memory",
     "parts",

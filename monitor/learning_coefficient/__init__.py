@@ -1,0 +1,33 @@
+"""The local learning coefficient: how fast the loss rises around the weights as they are, from
+random walks in a copy of them.
+
+devinterp, which others measure it with, was looked at: it needs datasets, xarray and zarr, and
+draws from torch's global random stream, which training must find as it left it.
+"""
+
+from __future__ import annotations
+
+from monitor.learning_coefficient.langevin import (
+    Chain,
+    Options,
+    Potential,
+    Sampled,
+    Setting,
+    prepared,
+    walked,
+)
+from monitor.learning_coefficient.mixing import effective_draws, split_rhat
+from monitor.learning_coefficient.text import TextLoss
+
+__all__ = [
+    "Chain",
+    "Options",
+    "Potential",
+    "Sampled",
+    "Setting",
+    "TextLoss",
+    "effective_draws",
+    "prepared",
+    "split_rhat",
+    "walked",
+]
