@@ -181,15 +181,16 @@ class Interventions:
             raise UnseenError("no held-out text")
         if self.sharded:
             raise UnseenError("every process holds only a part of its weights")
-        begun = time.perf_counter()
-        # Before any copy of the weights is made.
-        if not self.ranks.share(lambda: self.seconds is None or self.spending.aside > 0):
+        enough = functools.partial(self.ranks.share, functools.partial(self._pays_for, options))
+        if not enough():
             return None
+        begun = time.perf_counter()
         try:
             with ExitStack() as stack:
                 inside = TextLoss.of(self.model, self.stimuli["text"].tokens)
                 loss = self.ranks.agree(lambda: stack.enter_context(inside))
-                if not self.ranks.share(lambda: self._pays_for(options, loss)):
+                self.ranks.share(lambda: self._time(loss))
+                if not enough():
                     return None
                 setting = self.ranks.share(lambda: prepared(loss, options))
                 mine = range(self.ranks.rank, options.chains, self.ranks.count)
@@ -202,19 +203,29 @@ class Interventions:
         chains = sorted(gathered, key=lambda numbered: numbered[0])
         return Sampled(setting=setting, chains=tuple(chain for _, chain in chains))
 
-    def _pays_for(self, options: Options, loss: TextLoss) -> bool:
-        """Whether what is set aside is enough; the first gradients tell what that takes."""
+    def _pays_for(self, options: Options) -> bool:
+        """Whether what is set aside is enough, as far as is known: to find out what a gradient
+        takes anything is.
+        """
         if self.seconds is None:
             return True
-        everything = torch.arange(loss.items)
-        # The first one allocates, and says little.
-        for _ in range(2 if self.spending.gradient is None else 0):
-            begun = time.perf_counter()
-            loss.gradient(loss.start, everything)
-            self.spending.gradient = time.perf_counter() - begun
-        each = self.spending.gradient or 0.0
+        if self.spending.gradient is None:
+            return self.spending.aside > 0
         most = -(-options.chains // self.ranks.count)
-        return options.passes(loss.items, most) * each <= self.spending.aside
+        passes = options.passes(len(self.stimuli["text"].tokens), most)
+        return passes * self.spending.gradient <= self.spending.aside
+
+    def _time(self, loss: TextLoss) -> None:
+        """Finds out what a gradient takes, where that is not known."""
+        if self.spending.gradient is not None:
+            return
+        # The first one allocates, and says little.
+        for _ in range(2):
+            begun = time.perf_counter()
+            _, slope = loss.gradient(loss.start, torch.arange(loss.items))
+            # A GPU has done what was asked of it when there is a number.
+            float(slope[0])
+            self.spending.gradient = time.perf_counter() - begun
 
     def _make(self, stage: Stage) -> dict[Ablation, dict[str, Tensor]]:
         if not self._means:

@@ -16,9 +16,9 @@ Its null is the bowl whose Hessian has the same trace (Hutchinson's estimate, fr
 gradients), and the same curvature in all directions: no bowl of that trace has a larger λ̂. What is
 below it has its curvature in few directions, or is no bowl.
 
-Walks cost what training does: four of 160 steps on 4 sequences each, and a few more gradients, are
-185 passes forward and backward over 16 sequences. They hold six copies of the weights in float32,
-and what a pass over 4 sequences does. So they are made where enough time was saved up for them.
+Walks cost what training does: four of 160 steps on a fourth of the text each, and a few more
+gradients, are 185 passes over it forward and backward. They hold six copies of the weights in
+float32, and what such a pass does. So they are made where enough time was saved up for them.
 
 What fools it: γ and n decide which directions matter; where w₀ is no minimum of the loss on this
 text (early in training, or where it is not what the model was trained on) it is too small, or
@@ -62,7 +62,7 @@ SPEC = ProbeSpec(
             null="that of a bowl of the same trace, with the same curvature in all directions",
             null_sd=True,
             fooled_by="What localisation hides adds nothing; weights that are no minimum of the "
-            "loss on this text make it too small, and steps of finite size up to a tenth too large.",
+            "loss on this text make it too small, steps of finite size up to a tenth too large.",
         ),
         Field(
             name="rhat",
