@@ -14,9 +14,9 @@ from torch import Tensor
 
 from monitor.ablating import Ablation
 from monitor.capture import Observation
-from monitor.learning_coefficient import Sampled
 from monitor.parts import Parts
 from monitor.record import ProbeSpec
+from monitor.walks import Sampled
 
 Columns = Mapping[str, Any]
 """A probe's table as it computes it: by the name of a column its entries, one a row."""

@@ -20,12 +20,12 @@ from torch import Tensor
 from monitor.ablating import Ablation, Means, Stage, ablated_losses, summed
 from monitor.anatomy import LanguageModel
 from monitor.evidence import Columns, Evidence
-from monitor.learning_coefficient import Options, Sampled, TextLoss, prepared, walked
 from monitor.parts import Parts
 from monitor.probes import Probe
 from monitor.ranks import LostError, Ranks
 from monitor.stimuli import Stimulus
 from monitor.streams import UnseenError
+from monitor.walks import Options, Sampled, TextLoss, prepared, walked
 
 # The stimuli on which losses are taken.
 STIMULI = ("repeated", "text", "text_tail")

@@ -42,7 +42,6 @@ SHAPED = (
     "features",
     "intervening",
     "labels",
-    "learning_coefficient",
     "losses",
     "memory",
     "parts",
@@ -52,6 +51,7 @@ SHAPED = (
     "transitions.curves",
     "transitions.declaring",
     "transitions.rises",
+    "walks",
     "watch",
 )
 jaxtyping.install_import_hook([f"monitor.{name}" for name in SHAPED], "tests.conftest.checked")

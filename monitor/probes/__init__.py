@@ -9,7 +9,6 @@ from typing import Any
 
 from monitor.ablating import Stage
 from monitor.evidence import Evidence
-from monitor.learning_coefficient import Options
 from monitor.probes import (
     ablation,
     analogies,
@@ -33,6 +32,7 @@ from monitor.probes import (
     top_neurons,
 )
 from monitor.record import ProbeSpec, expect_one_of
+from monitor.walks import Options
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

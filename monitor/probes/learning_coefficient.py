@@ -39,8 +39,8 @@ from torch import Tensor
 
 from monitor.estimate import jackknife_stderr
 from monitor.evidence import Evidence, unseen
-from monitor.learning_coefficient import Options, effective_draws, split_rhat
 from monitor.record import Field, ProbeSpec
+from monitor.walks import Options, effective_draws, split_rhat
 
 # Chains are taken to tell of different places beyond this (Gelman & Rubin 1992).
 _MIXED = 1.1

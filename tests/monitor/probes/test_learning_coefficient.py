@@ -19,12 +19,12 @@ from monitor.batches import StimulusOptions
 from monitor.capture import Observation
 from monitor.evidence import Evidence
 from monitor.intervening import Spending
-from monitor.learning_coefficient import Chain, Sampled, Setting
 from monitor.measure import Monitor, measure
 from monitor.probes import select
 from monitor.probes.learning_coefficient import SPEC, WALKS, compute
 from monitor.stimuli import text_stimulus
 from monitor.subject import Subject
+from monitor.walks import Chain, Sampled, Setting
 from tests.callbacks.tiny import TinyLM, text
 from tests.models import PlantedCircuit
 from tests.monitor.probes.test_ablation import NOW, text_of
@@ -47,8 +47,7 @@ def told(rises: torch.Tensor, distances: torch.Tensor | None = None) -> dict:
     """The row of given walks."""
     distances = torch.full_like(rises, 5.0) if distances is None else distances
     chains = tuple(
-        Chain(rise=rise, distance=distance)
-        for rise, distance in zip(rises, distances, strict=True)
+        Chain(rise=rise, distance=distance) for rise, distance in zip(rises, distances, strict=True)
     )
     seen = Observation(
         stimulus=text_stimulus(torch.zeros(3, 4, dtype=torch.long)), vocab_size=9, losses=None

@@ -10,9 +10,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from monitor.learning_coefficient import Options, Sampled, effective_draws, prepared, walked
 from monitor.streams import UnseenError
-from tests.monitor.learning_coefficient.potentials import Written, bowl
+from monitor.walks import Options, Sampled, effective_draws, prepared, walked
+from tests.monitor.walks.potentials import Written, bowl
 from tests.oracles import walks as oracle
 
 COPIES = 100

@@ -1,11 +1,11 @@
-"""Whether walks mix, against sums over one pair of draws at a time, on draws of known correlation."""
+"""Whether walks mix: against sums over one pair of draws at a time, and for known correlations."""
 
 import math
 
 import pytest
 import torch
 
-from monitor.learning_coefficient import effective_draws, split_rhat
+from monitor.walks import effective_draws, split_rhat
 from tests.oracles import walks as oracle
 
 

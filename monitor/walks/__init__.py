@@ -2,12 +2,12 @@
 random walks in a copy of them.
 
 devinterp, which others measure it with, was looked at: it needs datasets, xarray and zarr, and its
-optimizers step the weights of a model itself. Its steps, told of the same numbers, agree with these.
+optimizers step the weights of a model itself. Given the same numbers its steps agree with these.
 """
 
 from __future__ import annotations
 
-from monitor.learning_coefficient.langevin import (
+from monitor.walks.langevin import (
     Chain,
     Options,
     Potential,
@@ -16,8 +16,8 @@ from monitor.learning_coefficient.langevin import (
     prepared,
     walked,
 )
-from monitor.learning_coefficient.mixing import effective_draws, split_rhat
-from monitor.learning_coefficient.text import TextLoss
+from monitor.walks.mixing import effective_draws, split_rhat
+from monitor.walks.text import TextLoss
 
 __all__ = [
     "Chain",

@@ -11,8 +11,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from monitor.anatomy import find_language_model
-from monitor.learning_coefficient import TextLoss
 from monitor.streams import UnseenError
+from monitor.walks import TextLoss
 from tests import models
 from tests.callbacks.tiny import TinyLM, text
 
@@ -115,7 +115,7 @@ def test_many_logits_come_a_few_sequences_at_a_time(monkeypatch):
     module = TinyLM()
     with of(module) as loss:
         at_once = loss.gradient(loss.start, EVERYTHING)
-        monkeypatch.setattr("monitor.learning_coefficient.text._LOGIT_BYTES", 2 * 4 * 32 * 32)
+        monkeypatch.setattr("monitor.walks.text._LOGIT_BYTES", 2 * 4 * 32 * 32)
         close(loss.gradient(loss.start, EVERYTHING), at_once)
 
 
