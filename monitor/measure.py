@@ -232,9 +232,9 @@ class Monitor:
         """Measures `model` at `step`, after `tokens` training tokens, and records it.
 
         Probes that have the model run again and again, without heads or on other weights, do so in
-        `seconds`: 0 for not at all, infinity for as often as they want to. By default they take as long as all
-        else does, on average over the measurements: what is not spent is saved up. Where the time
-        is too short they have no table at this step. With several processes the first one's counts.
+        `seconds`: 0 for not at all, infinity for as often as they want to. By default they take as
+        long as all else does, on average over the measurements: what is not spent is saved up. With
+        too little time they have no table at this step. Of several processes the first's counts.
 
         The first call prepares, and raises what `prepare` raises; later calls never raise.
         """

@@ -13,11 +13,12 @@ of, the walks would fit that part. γ follows the weights: by itself it lets eac
 of their root mean square. ε is a tenth of what is stable in the steepest direction.
 
 Its null is the bowl whose Hessian has the same trace (Hutchinson's estimate, from differences of
-gradients), and the same curvature in all directions: no bowl of that trace has a larger λ̂. What is
-below it has its curvature in few directions, or is no bowl.
+gradients), and the same curvature in all directions: no bowl of that trace has a larger λ̂, but
+for the tenth that steps may add. What is below it has its curvature in few directions, or is no
+bowl.
 
 Walks cost what training does: four of 160 steps on a fourth of the text each, and a few more
-gradients, are 185 passes over it forward and backward. They hold six copies of the weights in
+gradients, are 185 passes over it forward and backward. They hold seven copies of the weights in
 float32, and what such a pass does. So they are made where enough time was saved up for them.
 
 What fools it: γ and n decide which directions matter; where w₀ is no minimum of the loss on this
@@ -37,7 +38,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from monitor.estimate import jackknife_stderr
+from monitor.estimate import jackknife_stderr, pooled_mean
 from monitor.evidence import Evidence, unseen
 from monitor.record import Field, ProbeSpec
 from monitor.walks import Options, effective_draws, split_rhat
@@ -173,16 +174,18 @@ def _over(
     """A number of all chains, and its standard error over them; None where it is not finite."""
     kept = [torch.arange(len(draws)) != out for out in range(len(draws))]
     left = torch.tensor([number(draws[some]) for some in kept if some.any()], dtype=torch.float64)
-    both = (number(draws), jackknife_stderr(left).item() if len(left) else math.nan)
-    whole, error = (value if math.isfinite(value) else None for value in both)
-    return whole, error
+    error = jackknife_stderr(left).item() if len(left) else math.nan
+    return _finite(number(draws)), _finite(error)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _mean(name: str, values: Float[Tensor, " independent"], null: float) -> dict[str, Any]:
     """The columns of a mean."""
-    mean, error = values.mean().item(), (values.var() / len(values)).sqrt().item()
-    known = math.isfinite(mean)
-    return _columns(name, mean if known else None, error if known else None, null)
+    mean, error = pooled_mean(values, torch.ones(len(values)))
+    return _columns(name, _finite(mean.item()), _finite(error.item()), null)
 
 
 def _columns(

@@ -59,7 +59,7 @@ class Potential(Protocol):
     def gradient(
         self, weights: Float[Tensor, " weight"], items: Int[Tensor, " item"]
     ) -> tuple[Float[Tensor, " item"], Float[Tensor, " weight"]]:
-        """The loss of each of some items, and the gradient of their mean."""
+        """The loss of each of some items, and the gradient of their mean: the caller changes it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,20 +160,22 @@ def prepared(potential: Potential, options: Options) -> Setting:
     apart = _APART / math.sqrt(localisation or 1)
 
     def hessian_times(direction: Float[Tensor, " weight"], length: float) -> Tensor:
-        step = direction * length
-        there, back = (potential.gradient(start + to, everything)[1] for to in (step, -step))
-        return (there - back) / (2 * length)
+        there, back = (
+            potential.gradient(start.add(direction, alpha=to), everything)[1]
+            for to in (length, -length)
+        )
+        return there.sub_(back).div_(2 * length)
 
     steepest = 0.0
     if options.step_size is None:
         # The gradient lies along steep directions; the noise sees to it that it is not 0.
         direction = slope + 1e-3 * (slope.norm() + 1e-6) * _signs(start, random) / len(start) ** 0.5
         for _ in range(_STEEPEST):
-            along = hessian_times(direction / direction.norm(), apart)
-            steepest = float(along.norm())
+            direction.div_(direction.norm())
+            direction = hessian_times(direction, apart)
+            steepest = float(direction.norm())
             if not steepest:
                 break
-            direction = along
     step_size, a = options.step_size, hot * steepest + localisation
     if step_size is None and not (math.isfinite(a) and a > 0):
         raise UnseenError(f"steps cannot be chosen: the curvature found is {steepest:g}")

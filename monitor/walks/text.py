@@ -95,11 +95,9 @@ class TextLoss:
         self, weights: Float[Tensor, " weight"], items: Int[Tensor, " item"]
     ) -> tuple[Float[Tensor, " item"], Float[Tensor, " weight"]]:
         """The mean loss of each of some sequences, and the gradient of their mean."""
-        parts = weights.detach().split([shape.numel() for shape in self.shapes.values()])
-        leaves = {
-            name: part.view(shape).requires_grad_()
-            for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
-        }
+        sizes = [shape.numel() for shape in self.shapes.values()]
+        parts = zip(self.shapes.items(), weights.detach().split(sizes), strict=True)
+        leaves = {name: part.view(shape).requires_grad_() for (name, shape), part in parts}
         own = {f"module.{name}": value for name, value in {**self.fixed, **leaves}.items()}
         summed, losses = torch.zeros_like(weights), []
         positions = self.tokens.shape[1]
@@ -107,7 +105,8 @@ class TextLoss:
         for some in items.to(self.tokens.device).split(at_once):
             inputs = (self.tokens[some], tuple(leaves.values()))
             each, slopes = functional_call(_Losses(self.model), own, inputs)
-            summed.add_(torch.cat([slope.flatten() for slope in slopes]), alpha=1 / len(items))
+            for part, slope in zip(summed.split(sizes), slopes, strict=True):
+                part.add_(slope.flatten(), alpha=1 / len(items))
             losses.append(each)
         return torch.cat(losses), summed
 

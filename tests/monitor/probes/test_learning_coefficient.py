@@ -179,7 +179,7 @@ def test_a_model_of_unigrams_has_the_closed_form_and_idle_weights_add_nothing():
     # Their number says eight times as much.
     assert eight["estimate"] < 1.3 * one["estimate"]
     assert eight["estimate"] < eight["estimate_null"] - 2 * eight["estimate_stderr"]
-    assert eight["estimate_null"] > 1.3 * one["estimate_null"]
+    assert eight["estimate_null"] > 1.1 * one["estimate_null"]
 
 
 def test_weights_that_are_no_minimum_say_so():

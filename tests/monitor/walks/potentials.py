@@ -31,7 +31,7 @@ class Written:
         if self.noise is not None:
             losses = losses + self.noise[items] @ weights
             slope = slope + self.noise[items].mean(0)
-        return losses, slope
+        return losses, slope.clone()
 
 
 def bowl(curvatures: Tensor, *, start: Tensor | None = None, **options) -> Written:
