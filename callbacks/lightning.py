@@ -38,9 +38,9 @@ class TrainingDynamics(Watching, *_callback_classes()):  # type: ignore[misc]  #
         root: folder of the tables.
         run: name of the run; default: the one in the checkpoint that training resumes from, else a
             new one.
-        probes: names of probes, or `probe.field` for single fields; default: all but `dictionary`,
-            and without concepts those of concepts. `default` stands for all of these, so that
-            `["default", "dictionary"]` adds one.
+        probes: names of probes, or `probe.field` for single fields; default: all but `dictionary`
+            and `learning_coefficient`, and without concepts those of concepts. `default` stands for
+            all of these, so that `["default", "dictionary"]` adds one.
         text: held-out token ids [sequence, position], or a DataLoader of them; default: taken from
             the validation data, else from the first training batch as it passes.
         concepts: what tokens may have or lack, a list of `monitor.concepts.Concept`,

@@ -1,4 +1,5 @@
-"""What probes compute, with the ablations that they plan within the time that these may take.
+"""What probes compute, with the ablations that they plan, and the random walks around the weights
+that they ask for, within the time that these may take.
 
 Shapes: `batch` sequences; `prediction` one position less than a stimulus has.
 """
@@ -6,8 +7,10 @@ Shapes: `batch` sequences; `prediction` one position less than a stimulus has.
 from __future__ import annotations
 
 import functools
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -15,11 +18,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from monitor.ablating import Ablation, Means, Stage, ablated_losses, summed
+from monitor.anatomy import LanguageModel
 from monitor.evidence import Columns, Evidence
 from monitor.parts import Parts
 from monitor.probes import Probe
 from monitor.ranks import LostError, Ranks
 from monitor.stimuli import Stimulus
+from monitor.streams import UnseenError
+from monitor.walks import Options, Sampled, TextLoss, prepared, walked
 
 # The stimuli on which losses are taken.
 STIMULI = ("repeated", "text", "text_tail")
@@ -37,23 +43,44 @@ class Spending:
     """What interventions take, known better with every one that is made.
 
     `seconds` they took in the latest measurement; `each` is what one forward pass on all stimuli
-    does (None: unknown).
+    does (None: unknown). Walks take much longer than one measurement may: `aside` is what is saved
+    up for them, and `gradient` what one gradient on all of the text takes.
     """
 
     seconds: float = 0.0
     each: float | None = None
+    aside: float = 0.0
+    gradient: float | None = None
+
+    def set_aside(self, seconds: float, share: float) -> None:
+        """Saves up a share of what is new in the seconds that interventions may take: what was set
+        aside before is in them, since it was not spent.
+        """
+        kept = min(self.aside, max(0.0, seconds))
+        self.aside = kept + share * max(0.0, seconds - kept)
+
+    def spend_on_walks(self, seconds: float) -> None:
+        """Takes note of what walks took."""
+        self.seconds += seconds
+        self.aside = max(0.0, self.aside - seconds)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Interventions:
-    """The ablations of one measurement; all processes make them together, each on its sequences.
+    """The ablations and walks of one measurement; all processes make them together, each on its
+    sequences, or its part of the walks.
 
     They may take `seconds` (None: as long as they do) on the first process, which alone decides;
     `observed` is what the intact model took on the stimuli. `failed` says by the name of a probe
-    what broke a later stage of its plan; the stages that were made stay.
+    what broke a later stage of its plan; the stages that were made stay. Where some of the `probes`
+    ask for walks, and others for ablations, each have a half of the time, and the walks' is saved
+    up until it is enough for all of them.
     """
 
+    model: LanguageModel
+    sharded: bool
     parts: Parts | None
+    probes: Sequence[Probe]
     stimuli: Mapping[str, Stimulus]
     ranks: Ranks
     spending: Spending
@@ -65,6 +92,11 @@ class Interventions:
 
     def __post_init__(self) -> None:
         self.spending.seconds = 0.0
+        if self.seconds == math.inf:
+            self.seconds = None
+        if self.seconds is not None and any(probe.walks for probe in self.probes):
+            ablating = any(probe.plan for probe in self.probes)
+            self.spending.set_aside(self.seconds, 0.5 if ablating else 1.0)
         cpu = torch.device("cpu")
         for name in STIMULI:
             if name in self.stimuli:
@@ -79,12 +111,21 @@ class Interventions:
         All processes call this for probes that plan, the first one for the others. Raises `broken`,
         by which a pass or a probe that this one needs was broken on that process.
         """
-        planning = probe.plan
+        planning, walks = probe.plan, probe.walks
 
         def check() -> None:
             if broken is not None:
                 raise broken
 
+        if walks is not None:
+            self.ranks.share(check)
+            try:
+                sampled: Sampled | str | None = self._walked(walks)
+            except UnseenError as error:
+                sampled = str(error)
+            if sampled is None or not self.ranks.first:
+                return None
+            return probe.compute(replace(evidence, sampled=sampled))
         if planning is None:
             check()
             return probe.compute(evidence)
@@ -128,8 +169,63 @@ class Interventions:
         each = self.spending.each
         if each is None:
             each = self.observed / _OBSERVED
-        needed = _passes(number, stage) * each
+        needed = _passes(number, stage) * each + self.spending.aside
         return self.seconds is None or self.spending.seconds + needed <= self.seconds
+
+    def _walked(self, options: Options) -> Sampled | None:
+        """All walks, on the first process; None elsewhere, and where there is no time for them.
+
+        Raises `UnseenError` where there cannot be any.
+        """
+        if "text" not in self.stimuli:
+            raise UnseenError("no held-out text")
+        if self.sharded:
+            raise UnseenError("every process holds only a part of its weights")
+        enough = functools.partial(self.ranks.share, functools.partial(self._pays_for, options))
+        if not enough():
+            return None
+        begun = time.perf_counter()
+        try:
+            with ExitStack() as stack:
+                inside = TextLoss.of(self.model, self.stimuli["text"].tokens)
+                loss = self.ranks.agree(lambda: stack.enter_context(inside))
+                self.ranks.share(lambda: self._time(loss))
+                if not enough():
+                    return None
+                setting = self.ranks.share(lambda: prepared(loss, options))
+                mine = range(self.ranks.rank, options.chains, self.ranks.count)
+                own = self.ranks.agree(
+                    lambda: [(n, walked(loss, setting, options, n)) for n in mine]
+                )
+        finally:
+            self.spending.spend_on_walks(time.perf_counter() - begun)
+        gathered = [chain for chains in self.ranks.gather(own) for chain in chains]
+        chains = sorted(gathered, key=lambda numbered: numbered[0])
+        return Sampled(setting=setting, chains=tuple(chain for _, chain in chains))
+
+    def _pays_for(self, options: Options) -> bool:
+        """Whether what is set aside is enough, as far as is known: to find out what a gradient
+        takes anything is.
+        """
+        if self.seconds is None:
+            return True
+        if self.spending.gradient is None:
+            return self.spending.aside > 0
+        most = -(-options.chains // self.ranks.count)
+        passes = options.passes(len(self.stimuli["text"].tokens), most)
+        return passes * self.spending.gradient <= self.spending.aside
+
+    def _time(self, loss: TextLoss) -> None:
+        """Finds out what a gradient takes, where that is not known."""
+        if self.spending.gradient is not None:
+            return
+        # The first one allocates, and says little.
+        for _ in range(2):
+            begun = time.perf_counter()
+            _, slope = loss.gradient(loss.start, torch.arange(loss.items))
+            # A GPU has done what was asked of it when there is a number.
+            float(slope[0])
+            self.spending.gradient = time.perf_counter() - begun
 
     def _make(self, stage: Stage) -> dict[Ablation, dict[str, Tensor]]:
         if not self._means:

@@ -63,9 +63,9 @@ def measure(
         model: a module that maps token ids [batch, position] to logits [batch, position,
             vocabulary], or one that holds exactly one such module. It is left as it was.
         vocab_size: number of token ids to draw from; default: the model's own.
-        probes: names of probes, or `probe.field` for single fields; default: all but `dictionary`,
-            and without concepts those of concepts. `default` stands for all of these, so that
-            `["default", "dictionary"]` adds one.
+        probes: names of probes, or `probe.field` for single fields; default: all but `dictionary`
+            and `learning_coefficient`, and without concepts those of concepts. `default` stands for
+            all of these, so that `["default", "dictionary"]` adds one.
         text: held-out token ids [sequence, position]; without it, what needs text is missing.
         concepts: what tokens may have or lack, a list of `monitor.concepts.Concept`,
             `labelled_texts`, `labelled_tokens`, `python_source` and what `from_tokenizer` returns:
@@ -79,8 +79,8 @@ def measure(
         adapters: how to read the attention of modules that compute it in a way of their own: from
             their classes to functions `read(module, args, kwargs, output)`, called after each
             forward, that return a `monitor.attention.Pattern` or `SelfAttention`.
-        seconds: how long heads may be ablated, which takes some 50 forward passes; default: as long
-            as it takes. Where that is too short for a first answer, 0 say, that table is missing.
+        seconds: how long heads may be ablated (some 50 forward passes) and walks be made around the
+            weights; default: as long as it takes. Where that is too short that table is missing.
 
     With several processes each measures for itself; where `fully_shard` divided the model between
     them, all have to.
@@ -274,10 +274,10 @@ class Monitor:
     ) -> Measurement:
         """Measures `model` at `step`, after `tokens` training tokens, and records it.
 
-        Probes that have the model run again and again, with heads ablated, do so within `seconds`:
-        0 for not at all, infinity for as often as they want to. By default they take as long as all
-        else does, on average over the measurements: what is not spent is saved up. Where the time
-        is too short they have no table at this step. With several processes the first one's counts.
+        Probes that have the model run again and again, without heads or on other weights, do so in
+        `seconds`: 0 for not at all, infinity for as often as they want to. By default they take as
+        long as all else does, on average over the measurements: what is not spent is saved up. With
+        too little time they have no table at this step. Of several processes the first's counts.
 
         The first call prepares, and raises what `prepare` raises; later calls never raise.
         """

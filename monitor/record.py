@@ -129,7 +129,7 @@ class ProbeSpec:
     `lasting`: a row holds until there is another one of the same dimensions. `weights`: it reads
     matrices of the model. `reads` names the probes whose tables of the same
     measurement it draws on, and so come before it. `interventions`: it has the model run with heads
-    exchanged, many times, which is done where time allows.
+    or weights exchanged, many times, which is done where time allows.
     """
 
     name: str

@@ -154,7 +154,10 @@ class Subject:
             parts=parts,
         )
         interventions = Interventions(
+            model=self.model,
+            sharded=self.sharded,
             parts=parts,
+            probes=probes,
             stimuli=self.stimuli,
             ranks=ranks,
             spending=self.memory.spending,
@@ -165,7 +168,7 @@ class Subject:
         failed: dict[str, Exception] = {}
         for probe in probes:
             # What runs the model is done by all processes, the rest by the first.
-            if not (ranks.first or probe.plan):
+            if not (ranks.first or probe.together):
                 continue
             name = probe.spec.name
             missing = [broken[stimulus] for stimulus, _ in probe.spec.needs if stimulus in broken]
@@ -181,7 +184,7 @@ class Subject:
                         readings.append(Reading.build(probe.spec, moment, columns))
             except Exception as error:
                 # There may be no time for what is planned: what reads its table does without.
-                if not probe.plan:
+                if not probe.together:
                     failed[name] = error
                 if name in chosen and ranks.first:
                     failures.append(Failure.of(name, error))

@@ -52,6 +52,7 @@ SHAPED = (
     "transitions.curves",
     "transitions.declaring",
     "transitions.rises",
+    "walks",
     "watch",
 )
 jaxtyping.install_import_hook([f"monitor.{name}" for name in SHAPED], "tests.conftest.checked")

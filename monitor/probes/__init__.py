@@ -24,6 +24,7 @@ from monitor.probes import (
     heads,
     in_context,
     induction,
+    learning_coefficient,
     logit_lens,
     neurons,
     residual,
@@ -32,6 +33,7 @@ from monitor.probes import (
     top_neurons,
 )
 from monitor.record import ProbeSpec, expect_one_of
+from monitor.walks import Options
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,12 +41,18 @@ class Probe:
     """A declaration, and the function from what was seen to its table's columns.
 
     A probe that declares `interventions` also has a `plan`: the stages of ablations that it wants,
-    the most telling first.
+    the most telling first; or says what `walks` around the weights it wants.
     """
 
     spec: ProbeSpec
     compute: Callable[[Evidence], dict[str, Any]]
     plan: Callable[[Evidence], tuple[Stage, ...]] | None = None
+    walks: Options | None = None
+
+    @property
+    def together(self) -> bool:
+        """Whether it has the model run, which all processes do together."""
+        return self.plan is not None or self.walks is not None
 
 
 # What a probe reads of others comes before it.
@@ -71,7 +79,14 @@ PROBES = (
 )
 
 # What takes so much longer than all else that it is measured only where it is named.
-OPTIONAL = (Probe(spec=dictionary.SPEC, compute=dictionary.compute),)
+OPTIONAL = (
+    Probe(spec=dictionary.SPEC, compute=dictionary.compute),
+    Probe(
+        spec=learning_coefficient.SPEC,
+        compute=learning_coefficient.compute,
+        walks=learning_coefficient.WALKS,
+    ),
+)
 
 
 def select(names: Sequence[str] | None) -> tuple[Probe, ...]:

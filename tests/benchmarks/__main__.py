@@ -39,10 +39,15 @@ def _features(rounds: int) -> Iterator[Table]:
     yield timing.features(torch.device("cpu"), torch.float32, rounds)
 
 
+def _walks(_rounds: int) -> Iterator[Table]:
+    yield timing.walks(torch.device("cpu"), torch.float32)
+
+
 TABLES: dict[str, Callable[[int], Iterator[Table]]] = {
     "time": _time,
     "probes": _probes,
     "features": _features,
+    "walks": _walks,
     "memory": lambda _: iter([memory.peaks()]),
     "context": lambda _: iter([memory.growth()]),
     "losses": lambda _: iter([memory.losses()]),

@@ -19,7 +19,7 @@ from torch import nn
 from monitor.anatomy import find_language_model
 from monitor.batches import StimulusOptions
 from monitor.concepts import Concept
-from monitor.probes import PROBES, Probe
+from monitor.probes import PROBES, Probe, select
 from monitor.record import Moment
 from monitor.subject import Subject
 from monitor.tasks import ModularAddition
@@ -28,6 +28,7 @@ from tests.benchmarks.works import (
     MODELS,
     attention_probe,
     forward,
+    forward_and_backward,
     stimulus_for,
     transformer_lens,
 )
@@ -96,6 +97,23 @@ def probes(device: torch.device, dtype: torch.dtype, rounds: int) -> Table:
     for probe in PROBES:
         name = probe.spec.name
         printed.add_row(name, *(f"{column[name]:.2f}" for column in columns))
+    return printed
+
+
+def walks(device: torch.device, dtype: torch.dtype) -> Table:
+    """What the learning coefficient takes of a small model, beside passes forward and backward over
+    the same text; once, since it is so many of them.
+    """
+    name, sequences, positions = "2 layers, width 256", 16, 65
+    model = MODELS[name](positions).to(device, dtype)
+    subject, both = _subject(model, sequences, positions), forward_and_backward(model)
+    text = subject.stimuli["text"]
+    once = statistics.median(_seconds(lambda: both(text), device) for _ in range(5))
+    chosen = select(["learning_coefficient"])
+    spent = _seconds(lambda: subject.measure(chosen, _MOMENT), device)
+    title = f"Time ÷ a pass forward and backward on the text ({device.type}, {dtype})"
+    printed = Table("model", "tokens", "learning_coefficient", title=title)
+    printed.add_row(name, f"{sequences} × {positions}", f"{spent / once:.0f}")
     return printed
 
 

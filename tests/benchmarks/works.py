@@ -37,6 +37,17 @@ def forward(model: nn.Module) -> Work:
     return work
 
 
+def forward_and_backward(model: nn.Module) -> Work:
+    """The model's own pass and that of its gradients, as in training."""
+
+    def work(stimulus: Stimulus) -> None:
+        tokens = stimulus.tokens.to(model.device)
+        loss = model(tokens, labels=tokens, use_cache=False).loss
+        torch.autograd.grad(loss, list(model.parameters()))
+
+    return work
+
+
 def forward_without_logits(model: nn.Module) -> Work:
     """The model's own pass up to the unembedding."""
 

@@ -44,6 +44,7 @@ NOTHING_THERE = {
     "ablation": {"no head shows prefix matching"},
     "circuit": {"no head attends as in an induction circuit"},
     "sparse_probing": {"no neurons: it adds nothing of an mlp's to its stream"},
+    "learning_coefficient": {"negative: the weights are no minimum of the loss on this text"},
 }
 # Columns that may lack entries in an ok row: there is no earlier measurement, no test was made, an
 # edge is of another kind, a layer has no MLP, or has activations below 0; a task names no keys.
