@@ -32,7 +32,8 @@ from monitor.keeping import CHECKPOINT_BYTES
 from monitor.probes import Probe, select
 from monitor.ranks import Ranks, check_alike
 from monitor.record import MOMENT, Failure, Measurement, Moment, check_run_name
-from monitor.sinks import ParquetSink, PrometheusSink, Sink, check_port
+from monitor.recorder import Recorder
+from monitor.sinks import ParquetSink, Sink, check_port
 from monitor.stimuli import stimuli_from_arrow, stimuli_to_arrow
 from monitor.subject import Subject, find_model
 from monitor.tasks import AnyTask
@@ -211,12 +212,11 @@ class Monitor:
         self._store = self._ranks.agree(
             lambda: None if root is None or not self._ranks.first else ParquetSink(root, self.run)
         )
-        self._sinks = list(sinks) if self._ranks.first else []
+        self._recorder = Recorder(self._store, sinks if self._ranks.first else ())
         self._subject: Subject | None = None
         self._begun = time.perf_counter()
         self._cost_written = self._begun
         self._attempt: pa.Table | None = None
-        self._said: set[str] = set()
 
     @property
     def notices(self) -> tuple[Notice, ...]:
@@ -231,7 +231,7 @@ class Monitor:
     @property
     def url(self) -> str | None:
         """Where the metrics are served, or None."""
-        return next((s.url for s in self._sinks if isinstance(s, PrometheusSink)), None)
+        return self._recorder.url
 
     def prepare(self, model: nn.Module, step: int) -> Subject:
         """Checks everything on the model itself and begins the attempt, before step `step`.
@@ -300,7 +300,7 @@ class Monitor:
         if self._ranks.first:
             weights = None if subject.sharded else subject.model.module
             measurement = self._acting.notice(weights, measurement)
-        measurement = self._record(measurement)
+        measurement = self._recorder.record(measurement, then=self._acting.tell)
         self.measurements += 1
         before = self.measured_seconds
         self.measured_seconds += time.perf_counter() - begun
@@ -323,11 +323,7 @@ class Monitor:
     def close(self) -> None:
         """Writes what still waits to be written, and stops serving. Never raises."""
         self._write_cost()
-        for sink in self._sinks:
-            try:
-                sink.close()
-            except Exception as error:
-                _log.warning("%s could not be closed: %s", type(sink).__name__, error)
+        self._recorder.close()
         self._ranks.close()
 
     def __enter__(self) -> Self:
@@ -336,29 +332,13 @@ class Monitor:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _record(self, measurement: Measurement) -> Measurement:
-        before = measurement.failures
-        for sink in self._sinks:
-            try:
-                sink.write(measurement)
-            except Exception as error:
-                measurement = measurement.with_failure(Failure.of(type(sink).__name__, error))
-        for failure in self._acting.tell():
-            measurement = measurement.with_failure(failure)
-        if measurement.failures != before and self._store is not None:
-            # What failed itself is on its list of what waits to be written.
-            with contextlib.suppress(Exception):
-                self._store.write(replace(measurement, readings=()))
-        self._say_once(measurement.failures)
-        return measurement
-
     def _begin(self, subject: Subject, after: int, *, new_stimuli: bool) -> int:
         """Opens the sinks for a new attempt, and returns its number."""
         if self._store is not None:
             self._begin_attempt(self._store, subject, after, new_stimuli=new_stimuli)
-            # First of all: what another sink has shown should be found on disk.
-            self._sinks.insert(0, self._store)
-        self._serve(type(subject.model.module).__name__)
+        address, port = self._metrics
+        info = {"attempt": str(self.attempt), "model": type(subject.model.module).__name__}
+        self._recorder.begin(self.run, address=address, port=port, info=info)
         return self.attempt
 
     def _begin_attempt(
@@ -412,25 +392,3 @@ class Monitor:
         )
         with contextlib.suppress(Exception):
             self._store.put("attempts", self.attempt, row, keep=False)
-
-    def _serve(self, model_name: str) -> None:
-        address, port = self._metrics
-        if port is None:
-            return
-        info = {"attempt": str(self.attempt), "model": model_name}
-        try:
-            self._sinks.append(PrometheusSink(self.run, address=address, port=port, info=info))
-        except OSError as error:
-            _log.warning("no metrics are served: nothing can listen on %s (%s)", address, error)
-
-    def _say_once(self, failures: Sequence[Failure]) -> None:
-        for failure in failures:
-            if failure.part not in self._said:
-                self._said.add(failure.part)
-                _log.warning(
-                    "%s failed, training goes on (said once; every failure is counted and "
-                    "recorded): %s\n%s",
-                    failure.part,
-                    failure.error,
-                    failure.traceback,
-                )

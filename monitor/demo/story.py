@@ -25,7 +25,7 @@ def story(root: Path, run: str) -> str:
     ]
     if _formed(heads, "prefix_matching") is not None:
         sentences.append(_cause(root, run))
-    return " ".join([*sentences, *_directions(root, run)])
+    return " ".join([*sentences, *_noticed(root, run), *_directions(root, run)])
 
 
 def how_to_query(root: Path, run: str) -> str:
@@ -86,6 +86,24 @@ def _cause(root: Path, run: str) -> str:
         return f"{effects} That is no proof of an induction circuit: the claim is only {claim}."
     first = circuit["step"][circuit["claim"] == INDUCTION_CIRCUIT].min()
     return f"{effects} This is an induction circuit, shown first at step {first}."
+
+
+def _noticed(root: Path, run: str) -> list[str]:
+    """What was said of transitions while the model trained."""
+    if not list(root.glob(f"transitions/run={run}/*.parquet")):
+        return []
+    said = monitor.read(root, "transitions", run=run)
+    confirmed = said[said["state"] == "confirmed"]
+    retracted = (said["state"] == "retracted").sum()
+    told = [
+        f"{row['series']} {row['direction']} (from step {row['detected_at']:.0f} on, confirmed at "
+        f"{row['step']})"
+        for row in confirmed.to_dict("records")
+    ]
+    taken_back = f"; {retracted} that had been said to begin were taken back" if retracted else ""
+    if not told:
+        return []
+    return [f"While it trained these transitions were said: {', '.join(told)}{taken_back}."]
 
 
 def _directions(root: Path, run: str) -> list[str]:

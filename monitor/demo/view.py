@@ -21,6 +21,9 @@ from monitor.record import Measurement
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _HISTORY = 32
 
+# What was said of transitions, the latest.
+_SAID = 4
+
 # The concepts that are shown, after which block, and by which method their directions are found.
 CONCEPTS = ("comment", "function_name", "argument")
 LAYER = 0
@@ -53,6 +56,7 @@ class TerminalView:
         self.seconds = 0.0
         self._history: dict[str, list[float]] = {}
         self._rows: list[tuple[str, str, str, str]] = []
+        self._said: list[str] = []
         self._live = Live(console=console, get_renderable=self._panel, refresh_per_second=8)
 
     def __enter__(self) -> Self:
@@ -81,9 +85,13 @@ class TerminalView:
             self._value("loss late in held-out text, nats", in_context, "loss_late"),
             *self._concepts(followed(measurement.frame("concepts"))),
         ]
+        said = [*_transitions(measurement)]
+        self._said += said
         if not self._console.is_terminal:
             shown = "   ".join(f"{name} {value}" for name, value, _, _ in self._rows[:3])
             self._console.print(f"step {measurement.moment.step:5d}   {shown}", soft_wrap=True)
+            for line in said:
+                self._console.print(line, soft_wrap=True)
 
     def close(self) -> None:
         """Stops the live view where it stands."""
@@ -114,8 +122,20 @@ class TerminalView:
         table.add_column("since the start", width=_HISTORY, no_wrap=True)
         for name, value, null, line in self._rows:
             table.add_row(name, Text(value, "bold"), Text(null, "dim"), Text(line, "cyan"))
+        said = [Text(line, "yellow") for line in self._said[-_SAID:]]
         where = Text(f"{self._metrics}{self._tables}   Ctrl-C stops and keeps the run", "dim")
-        return Panel(Group(self._progress, Text(), table, Text(), where), title=self._title)
+        parts = (self._progress, Text(), table, Text(), *said, where)
+        return Panel(Group(*parts), title=self._title)
+
+
+def _transitions(measurement: Measurement) -> Iterator[str]:
+    for reading in measurement.readings:
+        if reading.spec.name == "transitions":
+            for row in reading.table.to_pylist():
+                yield (
+                    f"step {row['step']:5d}   {row['series']} goes {row['direction']} since step "
+                    f"{row['began']:.0f}: {row['state']}"
+                )
 
 
 def followed(rows: pd.DataFrame) -> pd.DataFrame:
