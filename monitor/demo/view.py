@@ -124,8 +124,8 @@ class TerminalView:
             table.add_row(name, Text(value, "bold"), Text(null, "dim"), Text(line, "cyan"))
         said = [Text(line, "yellow") for line in self._said[-_SAID:]]
         where = Text(f"{self._metrics}{self._tables}   Ctrl-C stops and keeps the run", "dim")
-        parts = (self._progress, Text(), table, Text(), *said, where)
-        return Panel(Group(*parts), title=self._title)
+        shown = Group(self._progress, Text(), table, Text(), *said, where)
+        return Panel(shown, title=self._title)
 
 
 def _transitions(measurement: Measurement) -> Iterator[str]:
