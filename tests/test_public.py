@@ -49,7 +49,7 @@ def test_the_names_of_each_package():
 
 
 def test_transitions():
-    assert monitor.transitions.__all__ == ["Transition", "fit"]
+    assert monitor.transitions.__all__ == ["Event", "OnlineDetector", "Transition", "fit"]
     given = parameters(monitor.transitions.fit)
     assert list(given)[:2] == ["step", "value"]
     assert set(list(given)[2:]) == keyword_only(monitor.transitions.fit)
