@@ -50,6 +50,8 @@ SHAPED = (
     "streams",
     "transitions.curves",
     "transitions.declaring",
+    "transitions.evidence",
+    "transitions.noises",
     "transitions.rises",
     "watch",
 )

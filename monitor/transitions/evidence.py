@@ -18,7 +18,7 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Float, Int
 
-from monitor.transitions.noises import MEMORY, whiteners
+from monitor.transitions.noises import CHARGES, whiteners
 
 WINDOW = 96
 """So many measurements, the latest, are looked at."""
@@ -32,10 +32,7 @@ LEAST_HEIGHT = 2.5
 _LASTED = (2, 3, 4, 5, 6, 8, 10, 12, 15, 18, 22, 27, 33, 40)
 # A rise that goes on, and one that ended midway, need some measurements to be told from a step.
 _SLOPED = 4
-# What noise is charged for its memory where there is no change, and more where there is one:
-# chosen so that scores are alike for noise that remembers and noise that does not.
-_CHARGE, _CHARGE_OF_CHANGE = 2.0, 4.0
-_CLIP = 2.0
+_CLIP, _CLIP_ENDS = 2.0, 1.0
 # So many changes from one measurement to the next say which is usual.
 _DRIFT = 9
 # What some measurements do alone, others may do side by side: so many of them are noise, which is
@@ -109,9 +106,8 @@ def strongest(
     whole = design.left(y) + design.sizes[:, None] * floor + _TINY
     along = np.einsum("rjt,ts->rjs", design.towards, y, optimize=True)
     rest = np.maximum(whole[:, None] - along**2, _TINY)
-    without = (free * np.log(whole) + (design.penalty + _CHARGE * MEMORY)[:, None]).min(axis=0)
-    charged = design.penalty + _CHARGE_OF_CHANGE * MEMORY
-    each = free * np.log(rest) + charged[:, None, None]
+    without = (free * np.log(whole) + design.penalty[:, None]).min(axis=0)
+    each = free * np.log(rest) + design.penalty[:, None, None]
     noise = each.argmin(axis=0)[None]
     gain = without - np.take_along_axis(each, noise, axis=0)[0]
     heights = np.take_along_axis(along / design.norms[..., None], noise, axis=0)[0]
@@ -167,8 +163,10 @@ def clipped(
         medians[end] = _led_to(inwards[: _DRIFT + 1])
     changes = np.diff(value, axis=0)
     usual = 1.4826 * np.median(np.abs(changes - np.median(changes, axis=0)), axis=0) / np.sqrt(2)
+    most = np.full((len(value), 1), _CLIP)
+    most[[0, -1]] = _CLIP_ENDS
     drawn: Float[np.ndarray, "measurement series"] = medians + np.clip(
-        value - medians, -_CLIP * usual, _CLIP * usual
+        value - medians, -most * usual, most * usual
     )
     return drawn
 
@@ -178,10 +176,10 @@ def _led_to(inwards: Float[np.ndarray, "measurement series"]) -> Float[np.ndarra
     nearer to it.
     """
     changes = -np.diff(inwards, axis=0)[1:]
-    bends = -np.diff(changes, axis=0)
-    change, bend = np.median(changes, axis=0), np.median(bends, axis=0)
-    # Of noise alone the bends differ much more than they are.
-    bend = np.where(np.abs(bend) > np.median(np.abs(bends - bend), axis=0), bend, 0.0)
+    change = np.median(changes, axis=0)
+    low, high = np.quantile(-np.diff(changes, axis=0), [0.25, 0.75], axis=0)
+    # In noise alone bends go either way.
+    bend = np.maximum(low, 0) + np.minimum(high, 0)
     evenly = [inwards[0], inwards[1] + change, inwards[2] + 2 * change]
     even = np.median(np.stack(evenly), axis=0)
     bent = inwards[1] + change + (len(changes) + 1) / 2 * bend
@@ -217,7 +215,8 @@ class _Design:
             of the squares.
         norms: what a change of height 1 explains.
         sizes: squares that are left of independent noise of variance 1.
-        penalty: of the restricted likelihood, times -2.
+        penalty: what -2 times the restricted likelihood has beside squares, and what each noise is
+            charged.
     """
 
     parts: int
@@ -259,7 +258,7 @@ def _design(along: bytes) -> _Design:
         towards=(rest / norms[:, None]).transpose(0, 2, 1) @ white,
         norms=norms,
         sizes=np.square(white).sum(axis=(1, 2)),
-        penalty=2 * (log_det_curves - log_det_white),
+        penalty=2 * (log_det_curves - log_det_white) + CHARGES,
     )
 
 
