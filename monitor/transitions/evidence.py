@@ -193,7 +193,8 @@ def _loners(
     raw: Float[np.ndarray, "measurement series"], y: Float[np.ndarray, "measurement series"]
 ) -> Float[np.ndarray, " series"]:
     """The least variance of noise in which some measurements are as far off as these are alone."""
-    alone = np.sort(np.abs(raw - y), axis=0)
+    # Of the last it is not known yet whether others will be there.
+    alone = np.sort(np.abs(raw - y)[1:-1], axis=0)
     # Where most stays exactly as it was, one is enough.
     still = np.median(np.abs(np.diff(raw, axis=0)), axis=0) == 0
     variance: Float[np.ndarray, " series"] = np.square(

@@ -99,13 +99,15 @@ class OnlineDetector:
 
     A run without a transition gives about `false_alarms_per_1000` provisional events in 1,000
     measurements at most, of all its series together, and fewer that are confirmed: simulated with
-    smooth trends, spikes, heavy tails and autocorrelations up to 0.9, which come nearest to it.
-    After a confirmed change the past is forgotten: the next needs some measurements of its own
-    before it.
+    smooth trends, spikes, heavy tails, autocorrelations up to 0.9 and random walks. After a
+    confirmed change the past is forgotten: the next needs some measurements of its own before it.
 
-    What fools it: a trend that bends within few measurements looks like a transition when its
-    noise is small beside it. A change that takes more than 20 measurements is often taken for a
-    trend, and one of 5 standard deviations drowns in strong autocorrelation, or among 20 series.
+    What fools it: noise that grows tenfold (3 alarms per 1,000), and a trend that bends within few
+    measurements and has little noise, which is what the beginning of a transition looks like. In
+    independent noise it finds nearly all of 5 standard deviations that take up to 5 measurements,
+    nine of ten that take 9, and hardly those that take 20, which it takes for a trend. Noise that
+    remembers hides more: with an autocorrelation of 0.5 half of those that take 5 measurements are
+    missed, with 0.9 more, and among 20 series as many even without.
 
     Example:
         >>> detector = OnlineDetector()

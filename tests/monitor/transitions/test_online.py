@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from monitor.transitions.online import OnlineDetector
-from tests.trajectories import noise, null, recorded, sigmoid
+from monitor.transitions.online import HELD_FOR, OnlineDetector
+from tests.trajectories import NOISES, NULLS, noise, null, recorded, sigmoid
 
 LENGTH = 120
 
@@ -215,27 +215,99 @@ def test_a_state_of_something_else_is_refused():
         OnlineDetector(2.0).restore(OnlineDetector(1.0).state())
 
 
-@pytest.mark.parametrize("kind", ["flat", "ramp", "decay", "log"])
-def test_few_false_alarms(kind):
+def together(values):
+    """What is said of each series, one a column, with a rate of 1 per 1,000 for each."""
+    detector = OnlineDetector(values.shape[1])
+    for at, row in enumerate(values):
+        detector.update(at, {str(which): number for which, number in enumerate(row)})
+    of = {str(which): [] for which in range(values.shape[1])}
+    for event in detector.history:
+        of[event.series].append(event)
+    return list(of.values())
+
+
+def test_many_series_are_weighed_as_one_is():
+    rng = np.random.default_rng(5)
+    values = np.column_stack([risen(seed, height=rng.uniform(0, 12)) for seed in range(6)])
+    values[40:44, 2] = np.nan
+    for value, events in zip(values.T, together(values), strict=True):
+        alone = said(value)
+        assert outline(alone) == outline(events)
+        assert [e.score for e in alone] == pytest.approx([e.score for e in events])
+
+
+@pytest.mark.parametrize("of", [*NOISES, "walk", "small"])
+def test_false_alarms_are_as_rare_as_stated(of):
     rng = np.random.default_rng(11)
-    events = [
-        event
-        for of in ("white", "ar0.5", "heavy")
-        for _ in range(3)
-        for event in said(null(kind, LENGTH, rng) + noise(of, LENGTH, rng))
+
+    def drawn(kind):
+        white = rng.standard_normal(200)
+        other = {"walk": np.cumsum(white), "small": white / 1000}
+        return null(kind, 200, rng) + (other[of] if of in other else noise(of, 200, rng))
+
+    events = together(np.column_stack([drawn(kind) for kind in NULLS for _ in range(10)]))
+    # 12,000 measurements: 12 alarms are expected at most, 20 come by chance in 1 of 80 tests.
+    assert sum(event.state == "provisional" for each in events for event in each) < 20
+
+
+@pytest.mark.parametrize(("of", "width"), [("white", 1), ("white", 5), ("heavy", 1), ("ar0.9", 1)])
+def test_transitions_of_five_deviations_are_found_soon(of, width):
+    rng = np.random.default_rng(3)
+    curve = sigmoid(160, midpoint=110, width=width, height=5)
+    values = np.column_stack([curve + noise(of, 160, rng) for _ in range(40)])
+    found = [
+        [event.step - 110 for event in events if event.state == "provisional" and event.step > 100]
+        for events in together(values)
     ]
-    # 1,080 measurements, of which one alarm is expected at most.
-    assert sum(event.state == "provisional" for event in events) <= 3
-    assert sum(event.state == "confirmed" for event in events) <= 1
+    first = [each[0] for each in found if each]
+    # Where 95% are found, fewer than 35 of 40 are in 1 of 70 tests.
+    assert len(first) >= 35
+    assert np.median(first) <= 3
 
 
-def test_transitions_are_found_soon():
-    delays = []
-    for seed in range(10):
-        events = [event for event in said(risen(seed, height=6)) if event.step >= 60]
-        delays += [event.step - 70 for event in events if event.state == "provisional"][:1]
-    assert len(delays) >= 9
-    assert np.median(delays) <= 3
+def test_a_constant_that_moves_is_found_at_once():
+    for curve in (np.ones(10), np.linspace(0.1, 1, 10)):
+        value = np.concatenate([np.zeros(30), curve, np.ones(20)])
+        events = said(value)
+        assert [event.state for event in events[:2]] == ["provisional", "confirmed"]
+        assert events[0].direction == "up"
+        assert 31 <= events[0].step <= 33
+
+
+def test_a_score_that_saturates_rises_once():
+    value = np.clip(sigmoid(LENGTH, midpoint=60, width=8, height=1.02) - 0.01, 0, 1)
+    events = said(value)
+    assert [event.state for event in events] == ["provisional", "confirmed"]
+    assert events[0].step <= 60
+
+
+def test_several_transitions_of_one_series():
+    rng = np.random.default_rng(1)
+    value = rng.standard_normal(220)
+    value += sigmoid(220, midpoint=60, width=2, height=12)
+    value -= sigmoid(220, midpoint=110, width=2, height=20)
+    value += sigmoid(220, midpoint=170, width=2, height=12)
+    confirmed = [event for event in said(value) if event.state == "confirmed"]
+    assert [event.direction for event in confirmed] == ["up", "down", "up"]
+    assert [round(event.onset, -1) for event in confirmed] == [60, 110, 170]
+
+
+def test_one_near_the_start_is_found_when_enough_is_known():
+    events = said(np.concatenate([np.zeros(8), np.full(20, 8.0)]) + risen(height=0)[:28])
+    assert [event.state for event in events] == ["provisional", "confirmed"]
+    assert 9 <= events[0].step <= 12
+
+
+def test_steps_that_double_and_then_go_on_evenly():
+    step = np.concatenate([[0], 2.0 ** np.arange(10), np.arange(1, 80) * 1000.0])
+    rng = np.random.default_rng(8)
+    quiet = [0 * step, step / 2000, 3 * np.log1p(step), -8 * np.exp(-step / 3000)]
+    for curve in quiet:
+        assert said(curve + rng.standard_normal(len(step)), step=step) == ()
+    rises = 10.0 * (step > 40_500) + rng.standard_normal(len(step))
+    events = said(rises, step=step)
+    assert [event.state for event in events] == ["provisional", "confirmed"]
+    assert 41_000 <= events[0].step <= 43_000
 
 
 RISES = [
@@ -245,8 +317,9 @@ RISES = [
     ("text_plain_2L_s0", "max_ind"),
     ("text_repet25_2L_s0", "max_ind"),
     ("grok_p59_mlp_s0", "test_acc"),
-    # Induction does not form in it, a previous-token head does.
-    ("null_text_plain_1L_s0", "max_prev"),
+    ("text_all_slow", "max_ind"),
+    ("text_plain_2L_s0", "max_prev"),
+    ("text_repet25_2L_s0", "max_prev"),
 ]
 
 
@@ -254,12 +327,12 @@ RISES = [
 def test_recorded_transitions(run, column):
     frame = recorded(run)
     value = frame[column].to_numpy()
-    tenth = int(np.argmax(value > value[0] + 0.1 * np.ptp(value)))
+    half = int(np.argmax(value > value[0] + 0.5 * np.ptp(value)))
     events = said(value, step=frame["step"])
     first = {event.state: event for event in reversed(events)}
     assert first["provisional"].direction == first["confirmed"].direction == "up"
-    assert first["provisional"].step <= frame["step"][tenth + 3]
-    assert first["confirmed"].step <= frame["step"][tenth + 10]
+    assert first["provisional"].step <= frame["step"][half + 3]
+    assert first["confirmed"].step <= frame["step"][half + 3 + HELD_FOR]
 
 
 @pytest.mark.parametrize(
