@@ -105,7 +105,7 @@ class OnlineDetector:
     What fools it: noise that grows tenfold (3 alarms per 1,000), and a trend that bends within few
     measurements and has little noise, which is what the beginning of a transition looks like. In
     independent noise it finds nearly all of 5 standard deviations that take up to 5 measurements,
-    nine of ten that take 9, and hardly those that take 20, which it takes for a trend. Noise that
+    nine of ten that take 9, and a third of those that take 20, the others being trends. Noise that
     remembers hides more: with an autocorrelation of 0.5 half of those that take 5 measurements are
     missed, with 0.9 more, and among 20 series as many even without.
 
