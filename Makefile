@@ -29,6 +29,7 @@ bench: $(READY)
 
 bench-transitions: $(READY)
 	$(BIN)/python -m tests.benchmarks.transitions $(ARGS)
+	$(BIN)/python -m tests.benchmarks.online_transitions $(ARGS)
 
 docs: $(READY)
 	$(BIN)/python docs/tables.py

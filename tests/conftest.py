@@ -51,6 +51,8 @@ SHAPED = (
     "streams",
     "transitions.curves",
     "transitions.declaring",
+    "transitions.evidence",
+    "transitions.noises",
     "transitions.rises",
     "walks",
     "watch",

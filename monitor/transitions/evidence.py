@@ -1,13 +1,24 @@
 """How strongly the end of a series speaks for a change that has just begun, against smooth curves
 with autocorrelated noise.
+
+A generalised likelihood ratio in which both sides choose their noise: a change counts by as much as
+it fits better, with the noise that suits it, than the best smooth curve with the noise that suits
+that. So noise that wanders is not a change, and need not be known beforehand. The likelihoods are
+restricted ones (Harville 1977), for which few measurements do not make noise seem independent.
+
+All that depends on the steps alone is computed once: many series of the same steps cost little more
+than one.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Float, Int
+
+from monitor.transitions.noises import CHARGES, whiteners
 
 WINDOW = 96
 """So many measurements, the latest, are looked at."""
@@ -16,50 +27,55 @@ FEWEST_BEFORE = 6
 """A change is claimed only with so many measurements before it."""
 
 LEAST_HEIGHT = 2.5
-"""A change is higher than so many standard deviations of the noise."""
+"""A change is higher than so many standard deviations of what is left beside it."""
 
 _LASTED = (2, 3, 4, 5, 6, 8, 10, 12, 15, 18, 22, 27, 33, 40)
 # A rise that goes on, and one that ended midway, need some measurements to be told from a step.
 _SLOPED = 4
-_CLIP = 2.0
-_MOST_RHO = 0.95
+_CLIP, _CLIP_ENDS = 2.0, 1.0
+# So many changes from one measurement to the next say which is usual.
+_DRIFT = 9
+# What some measurements do alone, others may do side by side: so many of them are noise, which is
+# at least this share of the least of them.
+_LONERS, _LONER = 3, 0.5
+_BEFORE = 8
+"""So many measurements before the onset say from where the change started."""
 # Relative to the values: a spread that their last digits make.
 _ROUNDING = 1e-10
+_TINY = 1e-300
+# Of smooth curves and of changes: what has less than this of its own is no curve of its own.
+_SAME = 1e-5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """The change for which most speaks.
+    """Of each series the change for which most speaks.
 
     Attributes:
-        score: of a normal deviate, positive; the largest over onsets and forms, so that it exceeds
-            3 by chance much more often than a single one.
+        score: of a normal deviate; the largest over onsets and forms, so that it exceeds 3 by
+            chance much more often than a single one. 0 where no change may be claimed.
         height: with its sign, of the change so far.
         onset: position of its first measurement in the window.
-        rho: autocorrelation of the noise, and one standard error more.
     """
 
-    score: float
-    height: float
-    onset: int
-    rho: float
+    score: Float[np.ndarray, " series"]
+    height: Float[np.ndarray, " series"]
+    onset: Int[np.ndarray, " series"]
 
 
 def strongest(
     step: Float[np.ndarray, " measurement"],
-    value: Float[np.ndarray, " measurement"],
-    stderr: Float[np.ndarray, " measurement"],
-    *,
-    earliest: int = 0,
-) -> Evidence | None:
-    """The change for which most speaks, or None where none may be claimed.
+    value: Float[np.ndarray, "measurement series"],
+    stderr: Float[np.ndarray, "measurement series"],
+    earliest: Int[np.ndarray, " series"],
+) -> Evidence:
+    """The change for which most speaks, of each series.
 
-    A regression on a smooth curve (line, parabola and a curve that slows down; fewer of them in a
-    short series) and one change: a step, a rise that goes on evenly or ever faster, or one that
-    ended midway. It has lasted no longer than what was measured before it, and the values have
-    moved its way. Noise is an AR(1) whose autocorrelation is estimated with that change left out,
-    and corrected for the bias of few measurements (Marriott and Pope 1954). Values that neither
-    neighbour shares are clipped, so that it takes two to speak.
+    Smooth curves are, as far as there are measurements enough, a parabola and a logarithm along the
+    steps and a parabola along the measurements, all at once. A change is added to them: a step, a
+    rise that goes on evenly or ever faster, or one that ended midway. It has lasted no longer than
+    what was measured before it, and the values have moved its way. Values that neither neighbour
+    shares are clipped, so that it takes two to speak.
 
     Args:
         step: increasing.
@@ -67,149 +83,225 @@ def strongest(
         stderr: the noise is at least so large; 0 where it is not known.
         earliest: no onset before this position.
     """
-    n = len(value)
-    lasted = [k for k in _LASTED if n - k >= max(FEWEST_BEFORE, earliest, k)]
-    largest = float(np.abs(value).max(initial=0.0))
-    if not lasted or largest == 0:
-        return None
+    n, count = value.shape
+    if n < FEWEST_BEFORE + _LASTED[0]:
+        return Evidence(
+            score=np.zeros(count), height=np.zeros(count), onset=np.zeros(count, dtype=int)
+        )
+    design = _design(((step - step[0]) / (step[-1] - step[0])).tobytes())
+    largest = np.abs(value).max(axis=0)
     # Divided first, so that squares neither overflow nor vanish.
-    centre = float(np.median(value))
-    spread = float(np.abs(value - centre).max())
-    if spread <= _ROUNDING * largest:
-        return None
-    y = clipped((value - centre) / spread)
-    floor = float(np.mean(np.square(stderr / spread))) + (_ROUNDING * largest / spread) ** 2
-    x = (step - step[0]) / (step[-1] - step[0])
-    smooth = _smooth(x)
-    onsets, changes = _changes(x, lasted)
+    divided = value / np.where(largest > 0, largest, 1.0)
+    centred = divided - np.median(divided, axis=0)
+    spread = np.abs(centred).max(axis=0)
+    flat = spread <= _ROUNDING
+    spread = np.where(flat, 1.0, spread)
+    raw = centred / spread
+    y = clipped(raw)
+    # Twice, as the product may be too small for a number.
+    errors = stderr / np.where(largest > 0, largest, 1.0) / spread
+    floor = np.mean(np.square(errors), axis=0) + (_ROUNDING / spread) ** 2 + _loners(raw, y)
 
-    columns = np.column_stack([smooth, y, changes])
-    parts = smooth.shape[1]
-    best, _, _ = _fitted(columns, parts, floor)
-    left = _residuals(columns, parts, best)
-    rho = _autocorrelation(left, parts + 1)
-    _, heights, deviates = _fitted(_whitened(columns, rho), parts, floor * (1 - rho**2))
-    _, noise = _spread(_whitened(columns, rho), parts, best, floor)
-    moved = _moved(y, onsets)
+    free = n - design.parts
+    whole = design.left(y) + design.sizes[:, None] * floor + _TINY
+    along = np.einsum("rjt,ts->rjs", design.towards, y, optimize=True)
+    rest = np.maximum(whole[:, None] - along**2, _TINY)
+    without = (free * np.log(whole) + design.penalty[:, None]).min(axis=0)
+    each = free * np.log(rest) + design.penalty[:, None, None]
+    noise = each.argmin(axis=0)[None]
+    gain = without - np.take_along_axis(each, noise, axis=0)[0]
+    heights = np.take_along_axis(along / design.norms[..., None], noise, axis=0)[0]
+    left = np.sqrt(rest[0] / (free - 1))
+    moved = _moved(y, design.onsets)
     allowed = (
         (np.sign(moved) == np.sign(heights))
         & (np.abs(moved) >= np.abs(heights) / 2)
-        & (np.abs(heights) >= LEAST_HEIGHT * noise / np.sqrt(1 - rho**2))
+        & (np.abs(heights) >= LEAST_HEIGHT * left)
+        & (design.onsets[:, None] >= earliest)
+        & ~flat
     )
-    if not allowed.any():
-        return None
-    at = int(np.argmax(np.where(allowed, np.abs(deviates), -1)))
+    gain = np.where(allowed, np.maximum(gain, 0), 0)
+    at, series = gain.argmax(axis=0), np.arange(count)
+    # Wallace 1959: the normal deviate that is as improbable as Student's.
+    degrees = free - 1
+    normal = (1 - 2 / (8 * degrees + 3)) * np.sqrt(degrees / free)
     return Evidence(
-        score=float(abs(deviates[at])),
-        height=float(heights[at] * spread),
-        onset=int(onsets[at]),
-        rho=min(rho + float(np.sqrt((1 - rho**2) / n)), _MOST_RHO),
+        score=normal * np.sqrt(gain[at, series]),
+        height=heights[at, series] * spread * largest,
+        onset=design.onsets[at],
     )
 
 
-def clipped(value: Float[np.ndarray, " measurement"]) -> Float[np.ndarray, " measurement"]:
-    """Values that lie far from the median of themselves and their neighbours are drawn to it."""
-    around = np.concatenate([value[:1], value, value[-2:-1]])
-    # The last has two before it, and none after.
-    around[-1] = value[-2]
-    medians = np.median(np.lib.stride_tricks.sliding_window_view(around, 3), axis=1)
-    medians[-1] = np.median(value[-3:])
-    medians[0] = np.median(value[:3])
-    changes = np.diff(value)
-    usual = 1.4826 * float(np.median(np.abs(changes - np.median(changes)))) / np.sqrt(2)
-    drawn: Float[np.ndarray, " measurement"] = medians + np.clip(
-        value - medians, -_CLIP * usual, _CLIP * usual
+def went_back(
+    value: Float[np.ndarray, " measurement"], onset: int, said: int, direction: int
+) -> bool:
+    """Whether the latest values are nearer to what was before the onset than to what was reached.
+
+    Args:
+        value: of the window.
+        onset: position at which the change began.
+        said: position at which it was first claimed.
+        direction: 1 of a rise, -1 of a fall.
+    """
+    y = clipped(value[:, None])[:, 0] * direction
+    before = float(np.median(y[max(onset - _BEFORE, 0) : max(onset, 1)]))
+    reached = float(np.median(y[onset : said + 1]))
+    return float(np.mean(y[-2:])) < (before + reached) / 2
+
+
+def clipped(
+    value: Float[np.ndarray, "measurement series"],
+) -> Float[np.ndarray, "measurement series"]:
+    """Values that lie far from the median of themselves and their neighbours are drawn to it.
+
+    The last has no neighbour after it, and the first none before: there it is what the others lead
+    to that counts.
+    """
+    medians = np.empty_like(value)
+    medians[1:-1] = np.median(np.stack([value[:-2], value[1:-1], value[2:]]), axis=0)
+    for end, inwards in ((-1, value[::-1]), (0, value)):
+        medians[end] = _led_to(inwards[: _DRIFT + 1])
+    changes = np.diff(value, axis=0)
+    usual = 1.4826 * np.median(np.abs(changes - np.median(changes, axis=0)), axis=0) / np.sqrt(2)
+    most = np.full((len(value), 1), _CLIP)
+    most[[0, -1]] = _CLIP_ENDS
+    drawn: Float[np.ndarray, "measurement series"] = medians + np.clip(
+        value - medians, -most * usual, most * usual
     )
     return drawn
 
 
-def _smooth(x: Float[np.ndarray, " measurement"]) -> Float[np.ndarray, "measurement curve"]:
+def _led_to(inwards: Float[np.ndarray, "measurement series"]) -> Float[np.ndarray, " series"]:
+    """What the others lead the first one to, evenly or on a bend where there is one, whichever is
+    nearer to it.
+    """
+    changes = -np.diff(inwards, axis=0)[1:]
+    change = np.median(changes, axis=0)
+    low, high = np.quantile(-np.diff(changes, axis=0), [0.25, 0.75], axis=0)
+    # In noise alone bends go either way.
+    bend = np.maximum(low, 0) + np.minimum(high, 0)
+    evenly = [inwards[0], inwards[1] + change, inwards[2] + 2 * change]
+    even = np.median(np.stack(evenly), axis=0)
+    bent = inwards[1] + change + (len(changes) + 1) / 2 * bend
+    nearer: Float[np.ndarray, " series"] = np.where(
+        np.abs(inwards[0] - bent) < np.abs(inwards[0] - even), bent, even
+    )
+    return nearer
+
+
+def _loners(
+    raw: Float[np.ndarray, "measurement series"], y: Float[np.ndarray, "measurement series"]
+) -> Float[np.ndarray, " series"]:
+    """The least variance of noise in which some measurements are as far off as these are alone."""
+    # Of the last it is not known yet whether others will be there.
+    alone = np.sort(np.abs(raw - y)[1:-1], axis=0)
+    # Where most stays exactly as it was, one is enough.
+    still = np.median(np.abs(np.diff(raw, axis=0)), axis=0) == 0
+    variance: Float[np.ndarray, " series"] = np.square(
+        _LONER * np.where(still, alone[-1], alone[-_LONERS])
+    )
+    return variance
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Design:
+    """What no series changes of the fits.
+
+    Attributes:
+        parts: how many smooth curves there are.
+        onsets: position of the first measurement of each change.
+        white: what whitens each noise.
+        smooth: products with values give the coefficients of whitened, orthonormal smooth curves.
+        towards: products with values give what each change explains beside them: the square root
+            of the squares.
+        norms: what a change of height 1 explains.
+        sizes: squares that are left of independent noise of variance 1.
+        penalty: what -2 times the restricted likelihood has beside squares, and what each noise is
+            charged.
+    """
+
+    parts: int
+    onsets: Int[np.ndarray, " change"]
+    white: Float[np.ndarray, "noise measurement measurement"]
+    smooth: Float[np.ndarray, "noise part measurement"]
+    towards: Float[np.ndarray, "noise change measurement"]
+    norms: Float[np.ndarray, "noise change"]
+    sizes: Float[np.ndarray, " noise"]
+    penalty: Float[np.ndarray, " noise"]
+
+    def left(self, y: Float[np.ndarray, "measurement series"]) -> Float[np.ndarray, "noise series"]:
+        """Squares that the smooth curves leave of whitened values."""
+        whole = np.square(np.einsum("rut,ts->rus", self.white, y, optimize=True)).sum(axis=1)
+        smooth = np.square(np.einsum("rpt,ts->rps", self.smooth, y, optimize=True)).sum(axis=1)
+        left: Float[np.ndarray, "noise series"] = np.maximum(whole - smooth, 0)
+        return left
+
+
+@lru_cache(maxsize=4)
+def _design(along: bytes) -> _Design:
+    """`along` are the bytes of steps between 0 and 1, so that they can be looked up."""
+    x = np.frombuffer(along)
+    onsets, changes = _changes(len(x))
+    white, curves = whiteners(len(x)), _smooth(x)
+    basis, upper = np.linalg.qr(white @ curves)
+    across = basis.transpose(0, 2, 1)
+    rest = white @ changes
+    rest = rest - basis @ (across @ rest)
+    norms = np.sqrt(np.square(rest).sum(axis=1))
+    norms = np.where(norms > _SAME, norms, np.inf)
+    log_det_curves = np.log(np.abs(np.einsum("rpp->rp", upper))).sum(axis=1)
+    log_det_white = np.log(np.einsum("rtt->rt", white)).sum(axis=1)
+    return _Design(
+        parts=curves.shape[1],
+        onsets=onsets,
+        white=white,
+        smooth=across @ white,
+        towards=(rest / norms[:, None]).transpose(0, 2, 1) @ white,
+        norms=norms,
+        sizes=np.square(white).sum(axis=(1, 2)),
+        penalty=2 * (log_det_curves - log_det_white) + CHARGES,
+    )
+
+
+def _smooth(x: Float[np.ndarray, " measurement"]) -> Float[np.ndarray, "measurement part"]:
+    """An orthonormal basis of the smooth curves: along the steps, and along the measurements where
+    those differ.
+    """
+    n = len(x)
+    even = np.linspace(0, 1, n)
     curves = [np.ones_like(x), x]
-    if len(x) >= 16:
-        curves.append(x**2)
-    if len(x) >= 24:
-        curves.append(np.log1p(10 * x))
-    return np.column_stack(curves)
+    if n >= 16:
+        curves += [x**2, even]
+    if n >= 24:
+        curves += [np.log1p(10 * x), even**2]
+    left, sizes, _ = np.linalg.svd(np.column_stack(curves), full_matrices=False)
+    basis: Float[np.ndarray, "measurement part"] = left[:, sizes > _SAME * sizes[0]]
+    return basis
 
 
 def _changes(
-    x: Float[np.ndarray, " measurement"], lasted: list[int]
+    n: int,
 ) -> tuple[Int[np.ndarray, " change"], Float[np.ndarray, "measurement change"]]:
     """Curves from 0 to 1 at the end, and where each begins."""
-    n = len(x)
     onsets, curves = [], []
-    for k in lasted:
-        onset = n - k
-        since = np.maximum(x - x[onset - 1], 0) / (x[-1] - x[onset - 1])
-        curves.append((since > 0).astype(float))
-        onsets.append(onset)
-        if k >= _SLOPED:
-            curves += [since, since**2, np.minimum(2 * since, 1)]
-            onsets += [onset, onset, onset]
+    for lasted in _LASTED:
+        onset = n - lasted
+        if onset < max(FEWEST_BEFORE, lasted):
+            break
+        since = np.maximum(np.arange(n) - onset + 1, 0) / lasted
+        forms = [(since > 0).astype(float)]
+        if lasted >= _SLOPED:
+            forms += [since, since**2, np.minimum(2 * since, 1)]
+        curves += forms
+        onsets += [onset] * len(forms)
     return np.array(onsets), np.column_stack(curves)
 
 
-def _fitted(
-    columns: Float[np.ndarray, "measurement column"], parts: int, floor: float
-) -> tuple[int, Float[np.ndarray, " change"], Float[np.ndarray, " change"]]:
-    """The change that fits best, the height of each, and its deviate from 0."""
-    basis = np.linalg.qr(columns[:, :parts])[0]
-    rest = columns[:, parts:]
-    rest = rest - basis @ (basis.T @ rest)
-    y, changes = rest[:, 0], rest[:, 1:]
-    own = np.einsum("ij,ij->j", changes, changes)
-    own = np.where(own > 1e-9, own, np.inf)
-    along = changes.T @ y
-    degrees = len(y) - parts - 2
-    variance = np.maximum((y @ y - along**2 / own) / degrees, floor)
-    t = along / np.sqrt(own * variance)
-    # Wallace 1959: the normal deviate that is as improbable.
-    deviates = (
-        np.sign(t) * (1 - 2 / (8 * degrees + 3)) * np.sqrt(degrees * np.log1p(t**2 / degrees))
-    )
-    return int(np.argmax(along**2 / own)), along / own, deviates
-
-
-def _residuals(
-    columns: Float[np.ndarray, "measurement column"], parts: int, change: int
-) -> Float[np.ndarray, " measurement"]:
-    kept = np.column_stack([columns[:, :parts], columns[:, parts + 1 + change]])
-    basis = np.linalg.qr(kept)[0]
-    y = columns[:, parts]
-    left: Float[np.ndarray, " measurement"] = y - basis @ (basis.T @ y)
-    return left
-
-
-def _spread(
-    columns: Float[np.ndarray, "measurement column"], parts: int, change: int, floor: float
-) -> tuple[Float[np.ndarray, " measurement"], float]:
-    left = _residuals(columns, parts, change)
-    return left, float(np.sqrt(max(left @ left / (len(left) - parts - 2), floor)))
-
-
-def _autocorrelation(left: Float[np.ndarray, " measurement"], parts: int) -> float:
-    n, squares = len(left), float(left @ left)
-    if squares == 0:
-        return 0.0
-    raw = float(left[1:] @ left[:-1]) / squares
-    rho = (raw + parts / n) / (1 - min((parts + 2) / n, 0.5))
-    return float(np.clip(rho, 0, _MOST_RHO))
-
-
-def _whitened(
-    columns: Float[np.ndarray, "measurement column"], rho: float
-) -> Float[np.ndarray, "measurement column"]:
-    first = columns[:1] * np.sqrt(1 - rho**2)
-    white: Float[np.ndarray, "measurement column"] = np.concatenate(
-        [first, columns[1:] - rho * columns[:-1]]
-    )
-    return white
-
-
 def _moved(
-    y: Float[np.ndarray, " measurement"], onsets: Int[np.ndarray, " change"]
-) -> Float[np.ndarray, " change"]:
+    y: Float[np.ndarray, "measurement series"], onsets: Int[np.ndarray, " change"]
+) -> Float[np.ndarray, "change series"]:
     """From just before each onset to now."""
-    sums = np.concatenate([[0.0], np.cumsum(y)])
-    moved: Float[np.ndarray, " change"] = y[-2:].mean() - (sums[onsets] - sums[onsets - 3]) / 3
+    sums = np.concatenate([np.zeros((1, y.shape[1])), np.cumsum(y, axis=0)])
+    before = (sums[onsets] - sums[onsets - 3]) / 3
+    moved: Float[np.ndarray, "change series"] = y[-2:].mean(axis=0) - before
     return moved
