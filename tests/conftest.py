@@ -31,7 +31,7 @@ def checked(signature):
 SHAPED = (
     "ablating",
     "answers",
-    "across.events",
+    "detection.events",
     "adapters.flex",
     "attention",
     "capture",

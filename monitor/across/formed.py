@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from monitor.across.events import EVENTS, Claim, Event, Seen
+from monitor.detection.events import EVENTS, Claim, Event, Seen
 from monitor.query import read, tables
 from monitor.record import expect_one_of
 

@@ -96,14 +96,14 @@ def _noticed(root: Path, run: str) -> list[str]:
     confirmed = said[said["state"] == "confirmed"]
     retracted = (said["state"] == "retracted").sum()
     told = [
-        f"{row['series']} {row['direction']} (from step {row['detected_at']:.0f} on, confirmed at "
-        f"{row['step']})"
+        f"{row['series']}{' ' + row['direction'] if row['kind'] == 'change' else ''} (seen at step "
+        f"{row['detected_at']:.0f}, confirmed at {row['step']})"
         for row in confirmed.to_dict("records")
     ]
     taken_back = f"; {retracted} that had been said to begin were taken back" if retracted else ""
     if not told:
         return []
-    return [f"While it trained these transitions were said: {', '.join(told)}{taken_back}."]
+    return [f"Said while it trained: {', '.join(told)}{taken_back}."]
 
 
 def _directions(root: Path, run: str) -> list[str]:

@@ -132,10 +132,9 @@ def _transitions(measurement: Measurement) -> Iterator[str]:
     for reading in measurement.readings:
         if reading.spec.name == "transitions":
             for row in reading.table.to_pylist():
-                yield (
-                    f"step {row['step']:5d}   {row['series']} goes {row['direction']} since step "
-                    f"{row['began']:.0f}: {row['state']}"
-                )
+                way = f" {row['direction']}" if row["kind"] == "change" else ""
+                since = f"since step {row['began']:.0f}"
+                yield f"step {row['step']:5d}   {row['series']}{way} {since}: {row['state']}"
 
 
 def followed(rows: pd.DataFrame) -> pd.DataFrame:

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import duckdb
+import pandas as pd
 
+from monitor.detection.forming import Forming
 from monitor.detection.series import SERIES, Series, Value
 from monitor.detection.table import Notice
 from monitor.record import Failure, Measurement
@@ -60,6 +62,8 @@ class Noticing:
         self._histories: dict[str, _History] = {}
         # By series, since when a transition has been provisional.
         self._pending: dict[str, float] = {}
+        self._forming = Forming()
+        self._measurements = 0
         self._connection = duckdb.connect(config={"threads": 1})
 
     @property
@@ -75,9 +79,15 @@ class Noticing:
         for each in self._series:
             for step, values in _found(each, connection)[0].items():
                 by_step.setdefault(step, []).extend(values)
-        for step in sorted(by_step):
+        tables = {
+            name: _frame(connection, name, until)
+            for name in sorted(self._forming.tables & _views(connection))
+        }
+        steps = {*by_step} | {int(step) for table in tables.values() for step in table["step"]}
+        for step in sorted(steps):
             if step <= until:
-                self._take(step, by_step[step])
+                at = {name: table[table["step"] == step] for name, table in tables.items()}
+                self._take(step, by_step.get(step, []), {n: t for n, t in at.items() if len(t)})
 
     def notice(self, measurement: Measurement) -> Noticed:
         """Takes a measurement, and says what is new."""
@@ -95,16 +105,25 @@ class Noticing:
             for name in names:
                 self._connection.unregister(name)
         since = dict(self._pending)
-        events = self._take(step, values)
+        tables = {
+            reading.spec.name: reading.table.to_pandas()
+            for reading in measurement.readings
+            if reading.spec.name in self._forming.tables
+        }
+        events = self._take(step, values, tables)
         notices = tuple(self._notice(event, since) for event in events)
         return Noticed(notices=notices, failures=tuple(failures))
 
-    def _take(self, step: int, values: Sequence[Value]) -> list[Event]:
+    def _take(
+        self, step: int, values: Sequence[Value], tables: Mapping[str, pd.DataFrame]
+    ) -> list[Event]:
+        self._measurements += 1
         for value in values:
             history = self._histories.setdefault(value.series, _History())
             history.step.append(step)
             history.value.append(value.value)
         events = self._detector.update(step, {value.series: value.value for value in values})
+        events += self._forming.take(step, tables)
         for event in events:
             if event.state == "provisional":
                 self._pending[event.series] = event.step
@@ -113,21 +132,36 @@ class Noticing:
         return events
 
     def _notice(self, event: Event, since: Mapping[str, float]) -> Notice:
+        history = self._histories.get(event.series)
         return Notice(
             event=event,
             detected_at=since.get(event.series, event.step),
-            fitted=self._fitted(event) if event.state == "confirmed" else None,
-            n=len(self._histories[event.series].step),
+            kind="change" if history else "formation",
+            fitted=_fitted(event, history) if history and event.state == "confirmed" else None,
+            n=len(history.step) if history else self._measurements,
             searched=len(self._histories),
             false_alarms=self._false_alarms,
         )
 
-    def _fitted(self, event: Event) -> Transition | None:
-        """The transition that an event is about, where the series shows it clearly by now."""
-        history = self._histories[event.series]
-        found = fit(history.step[-_FITTED_TO:], history.value[-_FITTED_TO:])
-        alike = [one for one in found if one.direction == event.direction]
-        return min(alike, key=lambda one: abs(one.onset - event.onset), default=None)
+
+def _fitted(event: Event, history: _History) -> Transition | None:
+    """The transition that an event is about, where the series shows it clearly by now."""
+    found = fit(history.step[-_FITTED_TO:], history.value[-_FITTED_TO:])
+    alike = [one for one in found if one.direction == event.direction]
+    return min(alike, key=lambda one: abs(one.onset - event.onset), default=None)
+
+
+def _views(connection: duckdb.DuckDBPyConnection) -> set[str]:
+    """The names of what a connection can be asked for."""
+    names = connection.execute("select table_name from information_schema.tables").fetchall()
+    return {name for (name,) in names}
+
+
+def _frame(connection: duckdb.DuckDBPyConnection, name: str, until: int) -> pd.DataFrame:
+    """A table up to a step."""
+    found = connection.execute(f'select * from "{name}" where step <= {until}')  # noqa: S608
+    columns = [column[0] for column in found.description or ()]
+    return pd.DataFrame(found.fetchall(), columns=columns)
 
 
 def _found(

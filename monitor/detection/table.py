@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from monitor.record import Dim, Field, Moment, ProbeSpec, Reading
 from monitor.transitions import Event, Transition
@@ -50,6 +50,12 @@ SPEC = ProbeSpec(
     dims=(Dim(name="series", help="What was followed.", text=True),),
     fields=(
         _words("state", "provisional, confirmed or retracted."),
+        _words(
+            "kind",
+            "change: the series went from one level to another; formation: a number has left its "
+            "null behind by a tenth of its way and by three standard deviations, or a claim is "
+            "made, at two measurements in a row.",
+        ),
         _words("direction", "up or down."),
         _words(
             "label",
@@ -67,15 +73,16 @@ SPEC = ProbeSpec(
         _number("detected_at", "Step at which it was provisional first.", "steps"),
         Field(
             name="score",
-            help="Evidence for the change, as a deviate of normal noise.",
+            help="Of a change the evidence for it, as a deviate of normal noise; of what forms the "
+            "share of its way that is gone.",
             stderr=False,
-            null="the threshold, which series without transitions pass at the stated rate",
+            null="the threshold; of changes, series without any pass it at the stated rate",
             fooled_by="A trend that bends within few measurements.",
         ),
         _number(
             "false_alarms",
-            "Provisional transitions to expect of 1,000 measurements of a run without any, all "
-            "series together.",
+            "Provisional changes to expect of 1,000 measurements of a run without any, all series "
+            "together.",
         ),
         _number("searched", "Series that were followed."),
         *_FITTED,
@@ -91,6 +98,7 @@ class Notice:
 
     Attributes:
         event: what was said, and when.
+        kind: `change` or `formation`; see the field of the table.
         detected_at: the step at which the change was provisional first.
         fitted: the transition as fitted to what was measured until then, where that is clear.
         n: measurements of the series until then.
@@ -101,6 +109,7 @@ class Notice:
     """
 
     event: Event
+    kind: Literal["change", "formation"]
     detected_at: float
     fitted: Transition | None
     n: int
@@ -112,12 +121,13 @@ class Notice:
     def __str__(self) -> str:
         event = self.event
         said = {
-            "provisional": f"goes {event.direction} since step {event.onset:,.0f}",
-            "confirmed": f"went {event.direction} from step {event.onset:,.0f} on",
-            "retracted": f"did not go {event.direction} at step {event.onset:,.0f} after all",
+            "provisional": f"{event.direction} since step {event.onset:,.0f}",
+            "confirmed": f"{event.direction} since step {event.onset:,.0f}",
+            "retracted": f"not {event.direction} since step {event.onset:,.0f} after all",
         }
         why = f" ({self.label})" if self.label else ""
-        return f"{event.series} {said[event.state]}: {event.state} at step {event.step:,.0f}{why}"
+        what = said[event.state] if self.kind == "change" else ""
+        return f"{event.series} {what}".rstrip() + f": {event.state} at step {event.step:,.0f}{why}"
 
 
 def reading(notices: Sequence[Notice], moment: Moment) -> Reading:
@@ -126,6 +136,7 @@ def reading(notices: Sequence[Notice], moment: Moment) -> Reading:
         "series": [notice.event.series for notice in notices],
         "state": [notice.event.state for notice in notices],
         "direction": [notice.event.direction for notice in notices],
+        "kind": [notice.kind for notice in notices],
         "label": [notice.label for notice in notices],
         "provisional": [float(notice.event.state == "provisional") for notice in notices],
         "confirmed": [float(notice.event.state == "confirmed") for notice in notices],

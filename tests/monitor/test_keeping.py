@@ -32,7 +32,15 @@ def notice(state, step, onset, series="x"):
         score=9.0,
         threshold=5.0,
     )
-    return Notice(event=event, detected_at=onset, fitted=None, n=9, searched=1, false_alarms=1.0)
+    return Notice(
+        event=event,
+        kind="change",
+        detected_at=onset,
+        fitted=None,
+        n=9,
+        searched=1,
+        false_alarms=1.0,
+    )
 
 
 def there(root):

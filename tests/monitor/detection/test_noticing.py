@@ -28,7 +28,7 @@ def test_a_rise_is_provisional_and_then_confirmed():
     assert held.fitted.onset_low < held.fitted.onset < held.fitted.end < held.fitted.end_high
     assert held.fitted.height == pytest.approx(1, abs=0.1)
     assert held.n == held.event.step / 10 + 1
-    assert "went up" in str(held)
+    assert "number up since step" in str(held)
 
 
 def test_what_is_pending():

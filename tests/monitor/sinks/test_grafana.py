@@ -69,6 +69,7 @@ def said(step, state="provisional", label=""):
     )
     notice = Notice(
         event=event,
+        kind="change",
         detected_at=step,
         fitted=None,
         n=9,
