@@ -18,6 +18,9 @@ from monitor.transitions import Event, OnlineDetector, Transition, fit
 # that this takes must not grow with the run.
 _FITTED_TO = 200
 
+# DuckDB gives times with zones only where another package is installed.
+_UNTIMED = "select columns(c -> c <> 'time') from \"{name}\" where step <= {until}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Noticed:
@@ -159,7 +162,7 @@ def _views(connection: duckdb.DuckDBPyConnection) -> set[str]:
 
 def _frame(connection: duckdb.DuckDBPyConnection, name: str, until: int) -> pd.DataFrame:
     """A table up to a step."""
-    found = connection.execute(f'select * from "{name}" where step <= {until}')  # noqa: S608
+    found = connection.execute(_UNTIMED.format(name=name, until=until))
     columns = [column[0] for column in found.description or ()]
     return pd.DataFrame(found.fetchall(), columns=columns)
 
