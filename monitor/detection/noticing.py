@@ -18,9 +18,6 @@ from monitor.transitions import Event, OnlineDetector, Transition, fit
 # that this takes must not grow with the run.
 _FITTED_TO = 200
 
-# DuckDB gives times with zones only where another package is installed.
-_UNTIMED = "select columns(c -> c <> 'time') from \"{name}\" where step <= {until}"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Noticed:
@@ -161,10 +158,14 @@ def _views(connection: duckdb.DuckDBPyConnection) -> set[str]:
 
 
 def _frame(connection: duckdb.DuckDBPyConnection, name: str, until: int) -> pd.DataFrame:
-    """A table up to a step."""
-    found = connection.execute(_UNTIMED.format(name=name, until=until))
-    columns = [column[0] for column in found.description or ()]
-    return pd.DataFrame(found.fetchall(), columns=columns)
+    """A table up to a step, without its times: DuckDB gives times with zones only where another
+    package is installed.
+    """
+    described = connection.execute(f'select * from "{name}" limit 0').description  # noqa: S608
+    columns = [column[0] for column in described if column[0] != "time"]
+    chosen = ", ".join(f'"{column}"' for column in columns)
+    rows = connection.execute(f'select {chosen} from "{name}" where step <= {until}')  # noqa: S608
+    return pd.DataFrame(rows.fetchall(), columns=columns)
 
 
 def _found(
