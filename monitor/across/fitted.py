@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import duckdb
 import numpy as np
 import pandas as pd
 
@@ -173,6 +174,7 @@ def _of_run(
                     steps.append(step)
                     numbers.append(value.value)
         tokens = _tokens(connection) if axis == "tokens" else {}
+        breaks = _breaks(connection)
     rows = []
     needed = 10 + 2 * math.log(max(1, len(measured)))
     for name, (steps, numbers) in measured.items():
@@ -182,18 +184,33 @@ def _of_run(
             rows.append(common | {"validity": "tokens were not counted"})
             continue
         common["last"] = at[-1]
-        found = fit(
-            at,
-            numbers,
-            axis="log_step" if axis == "log_step" else "step",
-            min_delta_bic=needed,
-        )
+        # No transition is claimed across weights that do not come from those before.
+        stretch = np.searchsorted(breaks, steps, side="right")
+        found = [
+            one
+            for part in np.unique(stretch)
+            for one in fit(
+                np.array(at)[stretch == part],
+                np.array(numbers)[stretch == part],
+                axis="log_step" if axis == "log_step" else "step",
+                min_delta_bic=needed,
+            )
+        ]
         rows += [common | _row(one) for one in found] or [common | {"validity": NONE}]
     return rows
 
 
 def _row(found: Transition) -> dict[str, Any]:
     return {name: getattr(found, name) for name in ("direction", "n", *_NUMBERS)}
+
+
+def _breaks(connection: Any) -> list[int]:
+    """The steps at which the chain of checkpoints was said to be broken."""
+    try:
+        rows = connection.execute("select step from transitions where kind = 'break' order by step")
+        return [step for (step,) in rows.fetchall()]
+    except duckdb.CatalogException:
+        return []
 
 
 def _tokens(connection: Any) -> dict[int, float]:

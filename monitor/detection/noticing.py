@@ -8,15 +8,19 @@ from dataclasses import dataclass, field
 import duckdb
 import pandas as pd
 
+from monitor.detection.chain import Chain
 from monitor.detection.forming import Forming
 from monitor.detection.series import SERIES, Series, Value
-from monitor.detection.table import Notice
+from monitor.detection.table import BROKEN, Notice
 from monitor.record import Failure, Measurement
 from monitor.transitions import Event, OnlineDetector, Transition, fit
 
 # A confirmed transition is fitted to so many of the latest measurements of its series: the time
 # that this takes must not grow with the run.
 _FITTED_TO = 200
+
+# The table that says which weights were measured.
+_CHAIN = "parameters"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,9 +66,14 @@ class Noticing:
         self._histories: dict[str, _History] = {}
         # By series, since when a transition has been provisional.
         self._pending: dict[str, float] = {}
-        self._forming = Forming()
-        self._measurements = 0
+        self._forming, self._chain = Forming(), Chain()
+        self._measurements, self._why = 0, ""
         self._connection = duckdb.connect(config={"threads": 1})
+
+    @property
+    def _looked_at(self) -> set[str]:
+        """The names of the tables that are looked at as they are."""
+        return {*self._forming.tables, _CHAIN}
 
     @property
     def pending(self) -> Mapping[str, float]:
@@ -81,7 +90,7 @@ class Noticing:
                 by_step.setdefault(step, []).extend(values)
         tables = {
             name: _frame(connection, name, until)
-            for name in sorted(self._forming.tables & _views(connection))
+            for name in sorted(self._looked_at & _views(connection))
         }
         steps = {*by_step} | {int(step) for table in tables.values() for step in table["step"]}
         for step in sorted(steps):
@@ -108,7 +117,7 @@ class Noticing:
         tables = {
             reading.spec.name: reading.table.to_pandas()
             for reading in measurement.readings
-            if reading.spec.name in self._forming.tables
+            if reading.spec.name in self._looked_at
         }
         events = self._take(step, values, tables)
         notices = tuple(self._notice(event, since) for event in events)
@@ -122,7 +131,8 @@ class Noticing:
             history = self._histories.setdefault(value.series, _History())
             history.step.append(step)
             history.value.append(value.value)
-        events = self._detector.update(step, {value.series: value.value for value in values})
+        events = self._broken(step, tables)
+        events += self._detector.update(step, {value.series: value.value for value in values})
         events += self._forming.take(step, tables)
         for event in events:
             if event.state == "provisional":
@@ -131,12 +141,45 @@ class Noticing:
                 self._pending.pop(event.series, None)
         return events
 
+    def _broken(self, step: int, tables: Mapping[str, pd.DataFrame]) -> list[Event]:
+        """What is said where the weights do not come from those before: what was provisional is
+        retracted, and no change goes on across it.
+        """
+        self._why = ""
+        rows = tables.get(_CHAIN)
+        if rows is None or not {"digest", "sketch"} <= {*rows.columns}:
+            return []
+        row = rows.iloc[-1]
+        why = self._chain.take(step, row["digest"], row["sketch"]) if row["digest"] else None
+        if why is None:
+            return []
+        self._why, before = why, len(self._detector.history)
+        self._detector.break_chain(step)
+        for history in self._histories.values():
+            history.step.clear()
+            history.value.clear()
+        broken = Event(
+            series=BROKEN,
+            state="confirmed",
+            direction="up",
+            step=step,
+            onset=step,
+            score=1.0,
+            threshold=1.0,
+        )
+        return [broken, *self._detector.history[before:]]
+
     def _notice(self, event: Event, since: Mapping[str, float]) -> Notice:
         history = self._histories.get(event.series)
         return Notice(
             event=event,
             detected_at=since.get(event.series, event.step),
-            kind="change" if history else "formation",
+            kind="break"
+            if event.series == BROKEN
+            else "formation"
+            if history is None
+            else "change",
+            label=self._why,
             fitted=_fitted(event, history) if history and event.state == "confirmed" else None,
             n=len(history.step) if history else self._measurements,
             searched=len(self._histories),

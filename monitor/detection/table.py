@@ -10,6 +10,9 @@ from typing import Any, Literal
 from monitor.record import Dim, Field, Moment, ProbeSpec, Reading
 from monitor.transitions import Event, Transition
 
+BROKEN = "chain of checkpoints"
+"""What the series of a break is called: weights that do not come from those before."""
+
 _UNTIL_THEN = "Fitted to what was measured until then; missing where no fit is clear yet."
 
 
@@ -54,7 +57,8 @@ SPEC = ProbeSpec(
             "kind",
             "change: the series went from one level to another; formation: a number has left its "
             "null behind by a tenth of its way and by three standard deviations, or a claim is "
-            "made, at two measurements in a row.",
+            "made, at two measurements in a row; break: the weights do not come from those "
+            "measured before, and no change is claimed across it.",
         ),
         _words("direction", "up or down."),
         _words(
@@ -98,7 +102,7 @@ class Notice:
 
     Attributes:
         event: what was said, and when.
-        kind: `change` or `formation`; see the field of the table.
+        kind: `change`, `formation` or `break`; see the field of the table.
         detected_at: the step at which the change was provisional first.
         fitted: the transition as fitted to what was measured until then, where that is clear.
         n: measurements of the series until then.
@@ -109,7 +113,7 @@ class Notice:
     """
 
     event: Event
-    kind: Literal["change", "formation"]
+    kind: Literal["change", "formation", "break"]
     detected_at: float
     fitted: Transition | None
     n: int
@@ -127,6 +131,8 @@ class Notice:
         }
         why = f" ({self.label})" if self.label else ""
         what = said[event.state] if self.kind == "change" else ""
+        if self.kind == "break":
+            return f"{event.series} broken at step {event.step:,.0f}: {self.label}"
         return f"{event.series} {what}".rstrip() + f": {event.state} at step {event.step:,.0f}{why}"
 
 

@@ -27,6 +27,7 @@ from monitor.probes import (
     learning_coefficient,
     logit_lens,
     neurons,
+    parameters,
     residual,
     sparse_probing,
     superposition,
@@ -57,6 +58,7 @@ class Probe:
 
 # What a probe reads of others comes before it.
 PROBES = (
+    Probe(spec=parameters.SPEC, compute=parameters.compute),
     Probe(spec=induction.SPEC, compute=induction.compute),
     Probe(spec=in_context.SPEC, compute=in_context.compute),
     Probe(spec=logit_lens.SPEC, compute=logit_lens.compute),

@@ -7,8 +7,13 @@ import pytest
 
 import monitor
 from monitor.across.fitted import NONE
-from monitor.detection import Series
+from monitor.detection import Notice, Series, reading
+from monitor.detection.table import BROKEN
+from monitor.record import Measurement
+from monitor.sinks import ParquetSink
+from monitor.transitions import Event
 from tests.monitor.across.recorded import record_scores
+from tests.monitor.sinks.fabricated import moment
 
 FIRST = Series.best("first", "scores", "score", where="layer = 0")
 SECOND = Series.best("second", "scores", "score", where="layer = 1")
@@ -54,6 +59,38 @@ def test_tokens_that_were_not_counted(tmp_path):
     found = fits(tmp_path, axis="tokens")
     assert found["validity"].tolist() == ["tokens were not counted"] * 2
     assert found["direction"].isna().all()
+
+
+def test_no_transition_across_a_break(tmp_path):
+    """A step that falls on it is none."""
+    first = [0.0] * 30 + [1.0] * 30
+    noise = 0.03 * np.random.default_rng(0).normal(size=60)
+    record(tmp_path, "r", (first + noise).tolist(), sigmoid(15, seed=1))
+    assert fits(tmp_path)["direction"].tolist() == ["up", "up"]
+    when = moment(300)
+    event = Event(
+        series=BROKEN,
+        state="confirmed",
+        direction="up",
+        step=300,
+        onset=300,
+        score=1.0,
+        threshold=1.0,
+    )
+    notice = Notice(
+        event=event,
+        kind="break",
+        detected_at=300,
+        fitted=None,
+        n=1,
+        searched=2,
+        false_alarms=1.0,
+    )
+    said = Measurement(moment=when, readings=(reading([notice], when),))
+    ParquetSink(tmp_path, "r").write(said)
+    found = fits(tmp_path).set_index("series")
+    assert found.loc["first", "validity"] == NONE
+    assert found.loc["second", "midpoint"] == pytest.approx(150, abs=5)
 
 
 def test_how_far_apart(tmp_path):

@@ -9,6 +9,8 @@ import pyarrow as pa
 import pytest
 
 from monitor.detection import SERIES, Noticing, Series, reading
+from monitor.probes import parameters
+from monitor.record import Reading
 from tests.monitor.detection.made_up import NUMBER, measured, rising
 
 
@@ -110,3 +112,56 @@ def test_of_our_own_series_those_are_followed_that_are_measured():
 def test_two_series_of_one_name():
     with pytest.raises(ValueError, match="'induction head' are there more than once"):
         Noticing([*SERIES, Series(name="induction head", query="select 1")])
+
+
+def with_weights(measurements, digests, sketches):
+    """The measurements with the table that says which weights were measured."""
+    for one, digest, sketch in zip(measurements, digests, sketches, strict=True):
+        columns = {
+            "norm": [1.0],
+            "digest": [digest],
+            "sketch": [sketch],
+            "n": [9],
+            "validity": ["ok"],
+        }
+        weights = Reading.build(parameters.SPEC, one.moment, columns)
+        yield dataclasses.replace(one, readings=(*one.readings, weights))
+
+
+def chain(broken_at=None):
+    """Weights that move on evenly, and from some measurement on are from elsewhere."""
+    digests = [f"{number}" for number in range(60)]
+    sketches = [[1.0 + 0.01 * number, 1.0] for number in range(60)]
+    if broken_at is not None:
+        sketches[broken_at:] = [[-5.0 - 0.01 * number, 3.0] for number in range(60 - broken_at)]
+    return digests, sketches
+
+
+def test_no_change_is_claimed_across_a_break():
+    """The same rise as above, at the very measurement at which the weights are others."""
+    found = noticed(Noticing([NUMBER]), with_weights(rising(), *chain(broken_at=39)))
+    (broken,) = found
+    assert (broken.kind, broken.event.series) == ("break", "chain of checkpoints")
+    assert broken.event.step == 390
+    assert str(broken) == (
+        "chain of checkpoints broken at step 390: its weights are far from those of step 380"
+    )
+    (row,) = reading(found, rising()[39].moment).table.to_pylist()
+    assert (row["kind"], row["label"]) == ("break", "its weights are far from those of step 380")
+
+
+def test_along_an_unbroken_chain_it_is():
+    found = noticed(Noticing([NUMBER]), with_weights(rising(), *chain()))
+    assert [notice.event.state for notice in found] == ["provisional", "confirmed"]
+
+
+def test_what_was_provisional_is_retracted_where_the_chain_breaks():
+    begun, _ = noticed(Noticing([NUMBER]), rising())
+    at = int(begun.event.step) // 10 + 1
+    found = noticed(Noticing([NUMBER]), with_weights(rising(), *chain(broken_at=at)))
+    assert [(one.kind, one.event.state) for one in found][:3] == [
+        ("change", "provisional"),
+        ("break", "confirmed"),
+        ("change", "retracted"),
+    ]
+    assert found[2].label == found[1].label

@@ -1,0 +1,66 @@
+"""Which weights these are: a digest, their norm, and a sketch that tells how far others are.
+
+Of two measurements with the same digest the weights are the same, bit for bit. The square root of
+the summed squared differences of two sketches, of m numbers each, estimates the distance of the
+weights, relative to which its standard deviation is about 1 / √(2 m), or more where there are few
+weights. `monitor.detection` follows both through a run: a checkpoint that is not from this run, or
+from another time of it, breaks the chain, and no transition is claimed across that.
+
+What fools it: weights that were turned into ones that do the same, by permuting neurons say, are
+far away.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from monitor.evidence import Evidence, unseen
+from monitor.record import Field, ProbeSpec
+from monitor.sketching import digest, is_whole, sketch
+
+SPEC = ProbeSpec(
+    name="parameters",
+    help="Which weights were measured, so that a checkpoint that is not what it is taken for is "
+    "noticed. n: parameters.",
+    source="Charikar et al. 2002, Finding frequent items in data streams",
+    dims=(),
+    fields=(
+        Field(
+            name="norm",
+            help="Square root of the sum of all squared parameters.",
+            low=0,
+            stderr=False,
+            fooled_by="Norms, which make much of what a model does independent of it.",
+        ),
+        Field(
+            name="digest",
+            help="Hexadecimal; the same for the same names, types, shapes and bits of parameters.",
+            text=True,
+            stderr=False,
+        ),
+        Field(
+            name="sketch",
+            help="Sums of all parameters with random signs: the distance of two sketches is about "
+            "that of the weights.",
+            stderr=False,
+            per="projection",
+        ),
+    ),
+    needs=(),
+    weights=True,
+)
+
+
+def compute(evidence: Evidence) -> dict[str, Any]:
+    """One row."""
+    module = evidence.known_parts().model.module
+    if not is_whole(module):
+        return unseen(SPEC, "every process holds only a part of the weights")
+    squares = sum(float(p.detach().double().square().sum()) for p in module.parameters())
+    return {
+        "norm": [squares**0.5],
+        "digest": [digest(module)],
+        "sketch": [sketch(module).tolist()],
+        "n": [sum(p.numel() for p in module.parameters())],
+        "validity": ["ok"],
+    }
