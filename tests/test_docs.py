@@ -64,7 +64,7 @@ def test_every_python_block_of_the_readme_runs_in_order(tmp_path, monkeypatch):
         "my_rows": [{"input_ids": row % 48, "labels": row % 48} for row in tokens],
     }
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(blocks) == 8
+    assert len(blocks) == 9
     for block in blocks:
         exec(block.replace("max_steps=1000", "max_steps=2, accelerator='cpu'"), names)
     # Of two steps that take no time the budget admits what is saved, and not what is scheduled.

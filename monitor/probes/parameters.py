@@ -30,6 +30,7 @@ SPEC = ProbeSpec(
             help="Square root of the sum of all squared parameters.",
             low=0,
             stderr=False,
+            null="0: all that weight decay alone leaves",
             fooled_by="Norms, which make much of what a model does independent of it.",
         ),
         Field(
@@ -59,6 +60,7 @@ def compute(evidence: Evidence) -> dict[str, Any]:
     squares = sum(float(p.detach().double().square().sum()) for p in module.parameters())
     return {
         "norm": [squares**0.5],
+        "norm_null": [0.0],
         "digest": [digest(module)],
         "sketch": [sketch(module).tolist()],
         "n": [sum(p.numel() for p in module.parameters())],
