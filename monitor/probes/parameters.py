@@ -27,9 +27,8 @@ SPEC = ProbeSpec(
     fields=(
         Field(
             name="norm",
-            help="Square root of the sum of all squared parameters.",
+            help="Square root of the sum of all squared parameters; exact, its standard error is 0.",
             low=0,
-            stderr=False,
             null="0: all that weight decay alone leaves",
             fooled_by="Norms, which make much of what a model does independent of it.",
         ),
@@ -60,6 +59,7 @@ def compute(evidence: Evidence) -> dict[str, Any]:
     squares = sum(float(p.detach().double().square().sum()) for p in module.parameters())
     return {
         "norm": [squares**0.5],
+        "norm_stderr": [0.0],
         "norm_null": [0.0],
         "digest": [digest(module)],
         "sketch": [sketch(module).tolist()],

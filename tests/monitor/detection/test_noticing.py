@@ -119,6 +119,7 @@ def with_weights(measurements, digests, sketches):
     for one, digest, sketch in zip(measurements, digests, sketches, strict=True):
         columns = {
             "norm": [1.0],
+            "norm_stderr": [0.0],
             "norm_null": [0.0],
             "digest": [digest],
             "sketch": [sketch],
