@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,8 +36,8 @@ def digest(module: nn.Module) -> str:
     whole = hashlib.blake2b(digest_size=16)
     for name, parameter in _parameters(module):
         whole.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
-        flat = parameter.detach().cpu().contiguous().flatten()
-        whole.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
+        bits: Any = parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        whole.update(bits)
     return whole.hexdigest()
 
 

@@ -27,7 +27,7 @@ SPEC = ProbeSpec(
     fields=(
         Field(
             name="norm",
-            help="Square root of the sum of all squared parameters; exact, its standard error is 0.",
+            help="Root of the sum of squares of all parameters; exact, its standard error is 0.",
             low=0,
             null="0: all that weight decay alone leaves",
             fooled_by="Norms, which make much of what a model does independent of it.",
