@@ -88,7 +88,7 @@ class Keeper:
                 at for others in self._during.values() for at in others
             }
             return notice
-        before = [at for at in self._ring if at <= event.onset]
+        before = [at for at in self._ring if at < event.onset]
         wanted = [*before[-1:], step] if event.state == "provisional" else [step]
         steps = self._during.setdefault(event.series, [])
         for at in wanted:

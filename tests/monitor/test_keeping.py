@@ -119,7 +119,7 @@ def test_tied_weights_are_counted_once(tmp_path):
 
 def test_a_run_goes_on_from_an_earlier_step(tmp_path, keeper):
     for step in range(0, 60, 10):
-        keeper.keep(model(step), step, (notice("provisional", 30, 20),) if step == 30 else ())
+        keeper.keep(model(step), step, (notice("provisional", 30, 30),) if step == 30 else ())
     assert there(tmp_path) == [20, 30, 40, 50]
     again = Keeper(tmp_path, "r", most_bytes=100 * BYTES)
     again.begin(after=35)
