@@ -17,7 +17,7 @@ from torch import nn
 from monitor.detection import SERIES, Notice, Noticing, Series, reading
 from monitor.keeping import Keeper
 from monitor.query import connect
-from monitor.record import Failure, Measurement
+from monitor.record import Failure, Measurement, Reading
 
 _log = logging.getLogger("phasewatch")
 
@@ -97,18 +97,15 @@ class Acting:
             return measurement
         begun = time.perf_counter()
         failures: list[Failure] = []
+        new: list[Reading] = []
         try:
             noticed = self._noticing.notice(measurement)
-            self.notices, failures = noticed.notices, [*noticed.failures]
+            failures += noticed.failures
+            self.notices = self._kept(model, measurement, noticed.notices, failures)
+            if self.notices:
+                new.append(reading(self.notices, measurement.moment))
         except Exception as error:
             failures.append(Failure.of(NAME, error))
-        try:
-            if self._keeper is not None and model is not None:
-                step = measurement.moment.step
-                self.notices = self._keeper.keep(model, step, self.notices)
-        except Exception as error:
-            failures.append(Failure.of("checkpoints", error))
-        new = [reading(self.notices, measurement.moment)] if self.notices else []
         taken: dict[str, Any] = {**measurement.seconds, NAME: time.perf_counter() - begun}
         return dataclasses.replace(
             measurement,
@@ -116,6 +113,22 @@ class Acting:
             failures=(*measurement.failures, *failures),
             seconds=taken,
         )
+
+    def _kept(
+        self,
+        model: nn.Module | None,
+        measurement: Measurement,
+        notices: tuple[Notice, ...],
+        failures: list[Failure],
+    ) -> tuple[Notice, ...]:
+        """The notices with what weights are kept for them; what fails in that joins `failures`."""
+        if self._keeper is None or model is None:
+            return notices
+        try:
+            return self._keeper.keep(model, measurement.moment.step, notices)
+        except Exception as error:
+            failures.append(Failure.of("checkpoints", error))
+            return notices
 
     def tell(self) -> tuple[Failure, ...]:
         """Tells who wants to know of the latest notices, and returns what failed of that."""

@@ -11,7 +11,7 @@ import pandas as pd
 from monitor.detection.chain import Chain
 from monitor.detection.forming import Forming
 from monitor.detection.series import SERIES, Series, Value
-from monitor.detection.table import BROKEN, Notice
+from monitor.detection.table import BROKEN, Kind, Notice
 from monitor.record import Failure, Measurement
 from monitor.transitions import Event, OnlineDetector, Transition, fit
 
@@ -67,7 +67,7 @@ class Noticing:
         # By series, since when a transition has been provisional.
         self._pending: dict[str, float] = {}
         self._forming, self._chain = Forming(), Chain()
-        self._measurements, self._why = 0, ""
+        self._measurements, self._last, self._why = 0, -1, ""
         self._connection = duckdb.connect(config={"threads": 1})
 
     @property
@@ -99,8 +99,10 @@ class Noticing:
                 self._take(step, by_step.get(step, []), {n: t for n, t in at.items() if len(t)})
 
     def notice(self, measurement: Measurement) -> Noticed:
-        """Takes a measurement, and says what is new."""
+        """Takes a measurement, and says what is new; nothing at a step that it has passed."""
         step, failures = measurement.moment.step, []
+        if step <= self._last:
+            return Noticed()
         names = [reading.spec.name for reading in measurement.readings]
         for each in measurement.readings:
             self._connection.register(each.spec.name, each.table)
@@ -126,12 +128,12 @@ class Noticing:
     def _take(
         self, step: int, values: Sequence[Value], tables: Mapping[str, pd.DataFrame]
     ) -> list[Event]:
-        self._measurements += 1
+        self._measurements, self._last = self._measurements + 1, step
+        events = self._broken(step, tables)
         for value in values:
             history = self._histories.setdefault(value.series, _History())
             history.step.append(step)
             history.value.append(value.value)
-        events = self._broken(step, tables)
         events += self._detector.update(step, {value.series: value.value for value in values})
         events += self._forming.take(step, tables)
         for event in events:
@@ -150,7 +152,9 @@ class Noticing:
         if rows is None or not {"digest", "sketch"} <= {*rows.columns}:
             return []
         row = rows.iloc[-1]
-        why = self._chain.take(step, row["digest"], row["sketch"]) if row["digest"] else None
+        if not isinstance(row["digest"], str):
+            return []
+        why = self._chain.take(step, row["digest"], row["sketch"])
         if why is None:
             return []
         self._why, before = why, len(self._detector.history)
@@ -169,16 +173,17 @@ class Noticing:
         )
         return [broken, *self._detector.history[before:]]
 
+    def _kind(self, series: str) -> Kind:
+        if series == BROKEN:
+            return "break"
+        return "change" if series in self._histories else "formation"
+
     def _notice(self, event: Event, since: Mapping[str, float]) -> Notice:
         history = self._histories.get(event.series)
         return Notice(
             event=event,
             detected_at=since.get(event.series, event.step),
-            kind="break"
-            if event.series == BROKEN
-            else "formation"
-            if history is None
-            else "change",
+            kind=self._kind(event.series),
             label=self._why,
             fitted=_fitted(event, history) if history and event.state == "confirmed" else None,
             n=len(history.step) if history else self._measurements,

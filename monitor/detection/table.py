@@ -13,6 +13,8 @@ from monitor.transitions import Event, Transition
 BROKEN = "chain of checkpoints"
 """What the series of a break is called: weights that do not come from those before."""
 
+Kind = Literal["change", "formation", "break"]
+
 _UNTIL_THEN = "Fitted to what was measured until then; missing where no fit is clear yet."
 
 
@@ -113,7 +115,7 @@ class Notice:
     """
 
     event: Event
-    kind: Literal["change", "formation", "break"]
+    kind: Kind
     detected_at: float
     fitted: Transition | None
     n: int

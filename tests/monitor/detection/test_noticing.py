@@ -167,3 +167,10 @@ def test_what_was_provisional_is_retracted_where_the_chain_breaks():
         ("change", "retracted"),
     ]
     assert found[2].label == found[1].label
+
+
+def test_a_step_that_is_measured_again_says_nothing_more():
+    whole = rising()
+    noticing = Noticing([NUMBER])
+    found = noticed(noticing, [one for each in whole for one in (each, each)])
+    assert [str(one) for one in found] == [str(one) for one in noticed(Noticing([NUMBER]), whole)]
