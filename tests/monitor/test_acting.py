@@ -33,6 +33,7 @@ def watched(tmp_path):
         options = {"run": "r", "text": text(), "sequences": 4, "probes": ["in_context"]}
         one = Monitor(tmp_path, **(options | {"series": [LOSS]} | more))
         made.append(one)
+        torch.manual_seed(0)
         model = TinyLM()
         for step in steps:
             one.measure(shaken(model, step), step=10 * step)
@@ -128,6 +129,7 @@ def test_without_a_folder_notices_go_to_the_other_sinks():
     memory = MemorySink()
     options = {"text": text(), "sequences": 4, "probes": ["in_context"], "series": [LOSS]}
     with Monitor(None, sinks=[memory], **options) as one:
+        torch.manual_seed(0)
         model = TinyLM()
         for step in range(45):
             one.measure(shaken(model, step), step=10 * step)
