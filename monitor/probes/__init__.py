@@ -58,7 +58,6 @@ class Probe:
 
 # What a probe reads of others comes before it.
 PROBES = (
-    Probe(spec=parameters.SPEC, compute=parameters.compute),
     Probe(spec=induction.SPEC, compute=induction.compute),
     Probe(spec=in_context.SPEC, compute=in_context.compute),
     Probe(spec=logit_lens.SPEC, compute=logit_lens.compute),
@@ -78,6 +77,7 @@ PROBES = (
     Probe(spec=neurons.SPEC, compute=neurons.compute),
     Probe(spec=top_neurons.SPEC, compute=top_neurons.compute),
     Probe(spec=grokking.SPEC, compute=grokking.compute),
+    Probe(spec=parameters.SPEC, compute=parameters.compute),
 )
 
 # What takes so much longer than all else that it is measured only where it is named.
