@@ -14,6 +14,7 @@ from torch import Tensor
 
 from monitor.ablating import Ablation
 from monitor.capture import Observation
+from monitor.optimising import Training
 from monitor.parts import Parts
 from monitor.record import ProbeSpec
 
@@ -28,7 +29,8 @@ class Evidence:
     `observations` are what the stimuli showed, by their names; `previous` and `first` those of
     earlier measurements of this attempt, as far as they are kept (empty at the first one); `parts`
     the model's; `tables` what the probes that came before said, by their names; `ablated` the
-    losses with heads ablated, on each stimulus.
+    losses with heads ablated, on each stimulus; `training` what training itself did (None: nobody
+    watches it).
     """
 
     observations: Mapping[str, Observation]
@@ -39,6 +41,7 @@ class Evidence:
     ablated: Mapping[Ablation, Mapping[str, Float[Tensor, "batch prediction"]]] = field(
         default_factory=dict
     )
+    training: Training | None = None
 
     def known_parts(self) -> Parts:
         """The parts; raises `ValueError` where the declaration did not ask for them."""

@@ -25,6 +25,7 @@ from monitor.probes import (
     induction,
     logit_lens,
     neurons,
+    optimisation,
     residual,
     sparse_probing,
     superposition,
@@ -66,6 +67,7 @@ PROBES = (
     Probe(spec=superposition.SPEC, compute=superposition.compute),
     Probe(spec=neurons.SPEC, compute=neurons.compute),
     Probe(spec=top_neurons.SPEC, compute=top_neurons.compute),
+    Probe(spec=optimisation.SPEC, compute=optimisation.compute),
 )
 
 # What takes so much longer than all else that it is measured only where it is named.
