@@ -140,7 +140,7 @@ class TrainingDynamics(Watching, TrainerCallback):
 
 
 class _ShowingStep:
-    """A Trainer's `training_step` that shows every batch to our callbacks before, and its loss after.
+    """A Trainer's `training_step` that shows our callbacks every batch before, and its loss after.
 
     Callbacks are told of steps, and never see a batch.
     """

@@ -123,8 +123,8 @@ class Pace:
         return self._admitted
 
     def foresees(self, step: int) -> bool:
-        """Whether one at `step`, which is yet to be trained, will be admitted, as it looks now; where
-        that is not clear, yes.
+        """Whether one at `step`, which is yet to be trained, will be admitted, as it looks now;
+        where that is not clear, yes.
         """
         if self._overhead is None or not self._costs:
             return True

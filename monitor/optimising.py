@@ -1,5 +1,5 @@
-"""What optimisers do to the weights, read while they do it: gradients as they have them, and how far
-each parameter goes. Nothing is computed again, and nothing that training reads is written.
+"""What optimisers do to the weights, read while they do it: gradients as they have them, and how
+far each parameter goes. Nothing is computed again, and nothing that training reads is written.
 """
 
 from __future__ import annotations
@@ -149,8 +149,9 @@ class OptimiserWatch:
         seconds, steps = self._clock() - then, step - since_step
         if seconds <= 0 or steps <= 0:
             return None, None
-        known = tokens is not None and since_tokens is not None
-        return steps / seconds, (tokens - since_tokens) / seconds if known else None
+        if tokens is None or since_tokens is None:
+            return steps / seconds, None
+        return steps / seconds, (tokens - since_tokens) / seconds
 
 
 class _Watched:
@@ -187,7 +188,7 @@ class _Watched:
             hook.remove()
         self._before, self._read = [], {}
 
-    def _copy(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def _copy(self, optimizer: Optimizer, *_: Any) -> None:
         begun = time.perf_counter()
         self.updates += 1
         # What was read is of an earlier update from now on.
@@ -204,7 +205,7 @@ class _Watched:
             self._fail(error)
         self.seconds += time.perf_counter() - begun
 
-    def _compare(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def _compare(self, optimizer: Optimizer, *_: Any) -> None:
         if not self._before:
             return
         begun = time.perf_counter()
@@ -253,4 +254,5 @@ def _wide(tensor: Tensor) -> Tensor:
 def _norm(gradient: Tensor) -> Tensor:
     if gradient.is_sparse:
         gradient = gradient.coalesce().values()
-    return torch.linalg.vector_norm(_wide(gradient.detach()))
+    norm: Tensor = torch.linalg.vector_norm(_wide(gradient.detach()))
+    return norm

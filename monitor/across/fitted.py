@@ -198,7 +198,9 @@ def _row(found: Transition) -> dict[str, Any]:
 
 def _tokens(connection: Any) -> dict[int, float]:
     """The training tokens seen at each step."""
-    names = [row[0] for row in connection.execute("select view_name from duckdb_views()").fetchall()]
+    names = [
+        row[0] for row in connection.execute("select view_name from duckdb_views()").fetchall()
+    ]
     known: dict[int, float] = {}
     for name in names:
         columns = connection.execute(f'select * from "{name}" limit 0').description  # noqa: S608

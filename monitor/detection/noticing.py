@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import duckdb
 
+from monitor.detection.labels import Trained, label, trained_until
 from monitor.detection.series import SERIES, Series, Value
 from monitor.detection.table import Notice
 from monitor.record import Failure, Measurement
@@ -60,6 +61,7 @@ class Noticing:
         self._histories: dict[str, _History] = {}
         # By series, since when a transition has been provisional.
         self._pending: dict[str, float] = {}
+        self._trained: list[Trained] = []
         self._connection = duckdb.connect(config={"threads": 1})
 
     @property
@@ -71,6 +73,7 @@ class Noticing:
         """Takes what the tables of a connection say of a run up to a step, as if it was measured
         now; nothing is said of it.
         """
+        self._trained = [one for one in trained_until(connection) if one.step <= until]
         by_step: dict[int, list[Value]] = {}
         for each in self._series:
             for step, values in _found(each, connection)[0].items():
@@ -91,6 +94,7 @@ class Noticing:
                 by_step, error = _found(series, self._connection)
                 values += by_step.get(step, [])
                 failures += [] if error is None else [Failure.of(f"series {series.name}", error)]
+            self._trained += trained_until(self._connection)
         finally:
             for name in names:
                 self._connection.unregister(name)
@@ -120,6 +124,7 @@ class Noticing:
             n=len(self._histories[event.series].step),
             searched=len(self._histories),
             false_alarms=self._false_alarms,
+            label=label(self._trained, onset=event.onset, until=event.step),
         )
 
     def _fitted(self, event: Event) -> Transition | None:

