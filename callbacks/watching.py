@@ -199,7 +199,7 @@ class Watching:
         if self._losses_after >= step or not self._losses:
             return None
         try:
-            known = [float(loss) * times for loss, times in self._losses]
+            known = [float(loss.detach()) * times for loss, times in self._losses]
         except Exception as error:
             _log.debug("no training loss: %s", error)
             return None

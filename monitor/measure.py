@@ -341,15 +341,17 @@ class Monitor:
 
     def _training(self, moment: Moment, loss: Any) -> tuple[Training | None, list[Failure]]:
         """What training itself did, None where nobody says; and what failed of reading it."""
-        watched, failed = self._optimisers, list[Exception]()
-        training: Training | None = None
+        watched, failed, number = self._optimisers, list[Exception](), None
         try:
-            number = None if loss is None else float(loss)
+            if loss is not None:
+                number = float(loss.detach() if isinstance(loss, Tensor) else loss)
+        except Exception as error:
+            failed.append(error)
+        training = None if number is None else Training(loss=number)
+        try:
             if watched is not None:
                 failed += watched.failures()
                 training = watched.training(step=moment.step, tokens=moment.tokens, loss=number)
-            elif number is not None:
-                training = Training(loss=number)
         except Exception as error:
             failed.append(error)
         return training, [Failure.of("optimisers", error) for error in failed]
