@@ -130,7 +130,7 @@ class Pace:
             return True
         payable = self._payable(step, self._overhead * (1 - self._reserve))
         due = max(1, self._schedule.count(step, self._horizon(step)))
-        return payable > 0.95 and self._part + payable / due > 0.95
+        return payable > 0.99 and self._part + payable / due > 0.99
 
     def admits_extra(self, step: int) -> bool:
         """Whether the budget pays for one at `step` that the schedule has not: what it takes is

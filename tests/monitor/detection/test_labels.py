@@ -103,8 +103,7 @@ def test_falls_and_what_is_not_finite_are_none():
     ]
     assert said(fallen) == ""
     holes = [
-        Trained(step=one.step, loss=math.nan if one.step % 70 == 0 else one.loss)
-        for one in trained
+        Trained(step=one.step, loss=math.nan if one.step % 70 == 0 else one.loss) for one in trained
     ]
     assert said(holes) == ""
     assert said([]) == ""
