@@ -39,10 +39,15 @@ def _features(rounds: int) -> Iterator[Table]:
     yield timing.features(torch.device("cpu"), torch.float32, rounds)
 
 
+def _training(rounds: int) -> Iterator[Table]:
+    yield timing.training(torch.device("cpu"), torch.float32, rounds)
+
+
 TABLES: dict[str, Callable[[int], Iterator[Table]]] = {
     "time": _time,
     "probes": _probes,
     "features": _features,
+    "training": _training,
     "memory": lambda _: iter([memory.peaks()]),
     "context": lambda _: iter([memory.growth()]),
     "losses": lambda _: iter([memory.losses()]),

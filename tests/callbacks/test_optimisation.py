@@ -131,10 +131,8 @@ def test_the_loss_is_what_the_model_has_on_the_batch(package, train, dynamics, r
 
 
 def test_what_a_checkpoint_has_measured_was_not_foreseen(package, train, dynamics, root, tmp_path):
-    train(
-        dynamics(probes=PROBES, schedule=4), saver(package, tmp_path / "saved", every_n_train_steps=3),
-        enable_checkpointing=True, max_steps=8,
-    )  # fmt: skip
+    saving = saver(package, tmp_path / "saved", every_n_train_steps=3)
+    train(dynamics(probes=PROBES, schedule=4), saving, enable_checkpointing=True, max_steps=8)
     told = table(root)
     assert told["validity"].to_dict() == {
         0: NOT_YET, 3: UNFORESEEN, 4: "ok", 6: UNFORESEEN, 8: "ok"

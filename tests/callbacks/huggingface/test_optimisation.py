@@ -1,5 +1,5 @@
-"""What the Trainer's callback tells of its optimiser and loss: what the Trainer logs itself, and what
-its weights do; the hooks are gone afterwards.
+"""What the Trainer's callback tells of its optimiser and loss: what the Trainer logs itself, and
+what its weights do; the hooks are gone afterwards.
 """
 
 import numpy as np

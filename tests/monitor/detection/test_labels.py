@@ -1,5 +1,5 @@
-"""What explains a transition: planted restarts, spikes and jumps are told where they are; warming up,
-decaying, noise and steps downwards are none.
+"""What explains a transition: planted restarts, spikes and jumps are told where they are; warming
+up, decaying, noise and steps downwards are none.
 """
 
 import contextlib
