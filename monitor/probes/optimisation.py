@@ -127,7 +127,7 @@ def compute(evidence: Evidence) -> dict[str, Any]:
     model, training = parts.model.module, evidence.training
     named = dict(model.named_parameters())
     if any(hasattr(parameter, "full_tensor") for parameter in named.values()):
-        return unseen(SPEC, "every process holds only a part of its weights")
+        return unseen(SPEC, "every process holds only a part of its weights") | {"family": ["all"]}
     of = families(parts)
     weights = {name: float(_norm(parameter)) for name, parameter in named.items()}
     ranks = {name: rank for name, p in named.items() if (rank := _ranks(p, weights[name]))}

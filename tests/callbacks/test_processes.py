@@ -91,7 +91,9 @@ def test_what_the_first_process_tells_of_its_optimiser(trained, how, said):
     if how != "fsdp":
         assert told["update_norm"].notna().tolist() == [False, True, False, True, True]
     assert told.loc[[2, 4, 6], "validity"].str.startswith(said).all()
-_process_decides_for_all_what_the_budget_admits(trained):
+
+
+def test_the_first_process_decides_for_all_what_the_budget_admits(trained):
     assert ends(trained / "pace") == ["trained"] * 2
     assert steps(trained / "pace/runs") == [0, 2, 3, 6]
 
