@@ -5,6 +5,7 @@ far each parameter goes. Nothing is computed again, and nothing that training re
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -167,8 +168,8 @@ class _Watched:
         self._before: list[tuple[Tensor, Tensor]] = []
         self._read: dict[Tensor, tuple[Tensor | None, Tensor, float]] = {}
         self._hooks = (
-            optimizer.register_step_pre_hook(self._copy),
-            optimizer.register_step_post_hook(self._compare),
+            optimizer.register_step_pre_hook(_uncompiled(self._copy)),
+            optimizer.register_step_post_hook(_uncompiled(self._compare)),
         )
 
     def take(self) -> dict[Tensor, Update]:
@@ -228,6 +229,12 @@ class _Watched:
     def _fail(self, error: Exception) -> None:
         self._before, self._read = [], {}
         self.failed, self.why = error, f"{type(error).__name__}: {error}"
+
+
+def _uncompiled(hook: Callable[..., None]) -> Callable[..., None]:
+    """As part of a compiled step it would be compiled again for every count of updates."""
+    # Nothing is compiled where dynamo was never imported, and importing it takes a second.
+    return torch.compiler.disable(hook) if "torch._dynamo" in sys.modules else hook
 
 
 def _unwrapped(optimizer: Any) -> Any:

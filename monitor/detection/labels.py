@@ -13,9 +13,9 @@ import duckdb
 _FACTOR = 2.0
 # A value stands out of so many before it, where there are at least so many.
 _BEFORE, _FEWEST = 20, 8
-# By so many standard deviations of how far they scatter from one to the next, and at least by so
-# much: of the loss a tenth, of gradients, which scatter more, threefold.
-_DEVIATIONS = 8.0
+# By so many standard deviations of how far these scatter, and at least by so much: of the loss a
+# tenth, of gradients, which scatter more, threefold.
+_DEVIATIONS = 10.0
 _LOSS_RISE, _GRADIENT_FACTOR = 0.1, 3.0
 # What happened so many measurements before a transition begins may have begun it.
 _NEAR = 2

@@ -237,6 +237,46 @@ def test_an_optimiser_within_another():
     assert training.why == "ok"
 
 
+# torch warns of what it does itself while it compiles.
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:.*:UserWarning")
+def test_a_compiled_step_is_read_and_compiled_once():
+    model, compiled = linear(), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def count(graph, _):
+        compiled.append(graph)
+        return graph
+
+    step = torch.compile(optimizer.step, backend=count)
+    watch = OptimiserWatch([optimizer], every=2)
+    read = []
+    for number in range(1, 13):
+        optimizer.zero_grad()
+        backward(model)
+        step()
+        read.append(bool(watch.training(step=number).updates))
+    assert read == [False, True] * 6
+    assert len(compiled) <= 2
+
+
+def test_an_update_that_a_gradient_scaler_skips():
+    model = linear().float()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    watch, scaler = OptimiserWatch([optimizer], every=1), torch.amp.GradScaler("cpu")
+    said = []
+    for loss_scale in (1.0, math.inf, 1.0):
+        optimizer.zero_grad()
+        scaler.scale(loss_scale * model(torch.ones(1, 3)).sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        training = watch.training(step=1)
+        said.append(training.why)
+        if training.updates:
+            # As the optimiser has it: not scaled.
+            assert training.updates[model.bias].gradient == pytest.approx(math.sqrt(2))
+    assert said == ["ok", UNFORESEEN, "ok"]
+
+
 def test_two_optimisers():
     model = linear()
     first, second = (torch.optim.SGD([p], lr=0.1) for p in model.parameters())
