@@ -91,6 +91,7 @@ class TrainingDynamics(Watching, TrainerCallback):
                 last=trainer.state.max_steps,
                 held_out=_loaders(trainer),
                 batch=batch,
+                optimizers=[trainer.optimizer],
                 config={
                     "module": type(trainer.model).__name__,
                     "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "32",
@@ -98,6 +99,16 @@ class TrainingDynamics(Watching, TrainerCallback):
                 },
             )
         self._count(batch)
+
+    def see_loss(self, trainer: Any, loss: Any) -> None:
+        """Sees the loss of that batch, of which those of a step add up."""
+        if trainer is self._trainer:
+            batches = getattr(
+                trainer,
+                "current_gradient_accumulation_steps",
+                trainer.args.gradient_accumulation_steps,
+            )
+            self._lost(loss, after=trainer.state.global_step, times=batches)
 
     def _default_concepts(self) -> Sequence[Any]:
         """Those of the Trainer's tokenizer, where it has one."""
@@ -129,7 +140,7 @@ class TrainingDynamics(Watching, TrainerCallback):
 
 
 class _ShowingStep:
-    """A Trainer's `training_step` that shows every batch to our callbacks before.
+    """A Trainer's `training_step` that shows our callbacks every batch before, and its loss after.
 
     Callbacks are told of steps, and never see a batch.
     """
@@ -141,10 +152,17 @@ class _ShowingStep:
         functools.update_wrapper(self, self._own)
 
     def __call__(self, model: Any, inputs: Any, *others: Any, **named: Any) -> Any:
-        for callback in self._trainer.callback_handler.callbacks:
-            if isinstance(callback, TrainingDynamics):
-                callback.see(self._trainer, inputs)
-        return self._own(model, inputs, *others, **named)
+        watching = [
+            callback
+            for callback in self._trainer.callback_handler.callbacks
+            if isinstance(callback, TrainingDynamics)
+        ]
+        for callback in watching:
+            callback.see(self._trainer, inputs)
+        loss = self._own(model, inputs, *others, **named)
+        for callback in watching:
+            callback.see_loss(self._trainer, loss)
+        return loss
 
     def undo(self, trainer: Any) -> None:
         del trainer.training_step

@@ -129,6 +129,7 @@ class TrainingDynamics(Watching, *_callback_classes()):  # type: ignore[misc]  #
                     "precision": trainer.precision,
                     "accumulate_grad_batches": trainer.accumulate_grad_batches,
                 },
+                optimizers=trainer.optimizers,
                 dry=bool(trainer.fast_dev_run),
             )
         elif self._saved_without_state(trainer):
@@ -136,11 +137,15 @@ class TrainingDynamics(Watching, *_callback_classes()):  # type: ignore[misc]  #
         # Counted now: other callbacks may save a checkpoint as soon as the batch has ended.
         self._count(batch)
         self._batch_under_way = True
+        self._step_before = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Measures where the schedule says so."""
+        # The trainer has divided it by the number of batches that make a whole step.
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else None
+        self._lost(loss, after=self._step_before, times=trainer.accumulate_grad_batches)
         self._reached(trainer.global_step)
         self._batch_under_way = False
 

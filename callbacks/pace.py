@@ -122,6 +122,16 @@ class Pace:
             self._say(step)
         return self._admitted
 
+    def foresees(self, step: int) -> bool:
+        """Whether one at `step`, which is yet to be trained, will be admitted, as it looks now;
+        where that is not clear, yes.
+        """
+        if self._overhead is None or not self._costs:
+            return True
+        payable = self._payable(step, self._overhead * (1 - self._reserve))
+        due = max(1, self._schedule.count(step, self._horizon(step)))
+        return payable > 0.99 and self._part + payable / due > 0.99
+
     def admits_extra(self, step: int) -> bool:
         """Whether the budget pays for one at `step` that the schedule has not: what it takes is
         missing later.

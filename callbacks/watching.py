@@ -76,6 +76,7 @@ class Watching:
     ) -> None:
         chosen = with_read(select(probes))
         self._intervenes = any(probe.spec.interventions for probe in chosen)
+        self._watches = any(probe.spec.training for probe in chosen)
         if run is not None:
             check_run_name(run)
         check_port(metrics_port)
@@ -123,12 +124,14 @@ class Watching:
         held_out: HeldOut,
         batch: Any,
         config: Mapping[str, Any],
+        optimizers: Sequence[Any] = (),
         dry: bool = False,
     ) -> None:
         """Begins before step `step` of a training that ends at `last`, on all processes.
 
         The model is looked for in `module`, held-out text in `held_out` and then in the first
         `batch`. In a `dry` training nothing is written.
+        What `optimizers` do is read where they are such as torch has.
         """
         resumed = self._resumed if step > 0 else None
         if not dry:
@@ -158,6 +161,11 @@ class Watching:
             **self._finding,
             **self._measuring,
         )
+        if self._watches:
+            try:
+                monitor.watch(*optimizers)
+            except Exception as error:
+                _log.info("what optimisers do is not measured: %s", error)
         monitor.prepare(model.module, step)
         self._monitor, self._language_model = monitor, model.module
         # Not every trainer says when it is broken off.
@@ -166,6 +174,8 @@ class Watching:
         self._tokens = TokenCount(known, processes=self._ranks.count)
         self._measured_step = step if resumed else None
         self._seen_step = step
+        self._losses: list[tuple[Any, float]] = []
+        self._losses_after = step
         self._denser = Denser(first=step)
         self._pace = Pace(
             overhead=self._overhead,
@@ -176,6 +186,33 @@ class Watching:
         )
         if self._schedule.due(step, since=step - 1):
             self._measure(step)
+        self._foresee(step + 1, since=step)
+
+    def _lost(self, loss: Any, *, after: int, times: float) -> None:
+        """Takes note of the loss of one batch of the step after `after`: `loss` times `times`."""
+        if self._monitor is None:
+            return
+        if after != self._losses_after:
+            self._losses, self._losses_after = [], after
+        self._losses.append((loss, times))
+
+    def _loss(self, step: int) -> float | None:
+        """The mean loss of the batches of the step that ended at `step`, where all are known."""
+        # Of the step that is under way only some of the batches are there.
+        if self._losses_after >= step or not self._losses:
+            return None
+        try:
+            known = [float(loss.detach()) * times for loss, times in self._losses]
+        except Exception as error:
+            _log.debug("no training loss: %s", error)
+            return None
+        return sum(known) / len(known)
+
+    def _foresee(self, step: int, *, since: int) -> None:
+        """Has the updates that come next read, where they are the last before a measurement."""
+        if self._monitor is not None:
+            due = self._schedule.due(step, since=since) or self._denser.due(step)
+            self._monitor.expect_update(due and self._pace.foresees(step))
 
     def _count(self, batch: Any) -> None:
         """Counts the tokens of a batch that is about to be trained on."""
@@ -190,9 +227,11 @@ class Watching:
         # Steps may be passed over: several optimizers take several at a time.
         due = self._schedule.due(step, since=self._seen_step)
         denser = not due and self._denser.due(step)
-        self._seen_step = step
+        passed, self._seen_step = step - self._seen_step, step
         if (due or denser) and self._measured_step != step and self._admitted(step, extra=denser):
             self._measure(step)
+        if passed:
+            self._foresee(step + passed, since=step)
 
     def _saved(self, step: int) -> None:
         """Measures what is, or was, saved."""
@@ -229,6 +268,7 @@ class Watching:
                 step=step,
                 tokens=self._tokens.value,
                 seconds=self._pace.grant(step),
+                loss=self._loss(step) if self._watches else None,
             )
             self._pace.spend(self._monitor.last_seconds or 0.0, measurement.intervening)
             self._denser.measured(step, pending=self._pending())

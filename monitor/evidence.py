@@ -14,6 +14,7 @@ from torch import Tensor
 
 from monitor.ablating import Ablation
 from monitor.capture import Observation
+from monitor.optimising import Training
 from monitor.parts import Parts
 from monitor.record import ProbeSpec
 from monitor.walks import Sampled
@@ -30,7 +31,7 @@ class Evidence:
     earlier measurements of this attempt, as far as they are kept (empty at the first one); `parts`
     the model's; `tables` what the probes that came before said, by their names; `ablated` the
     losses with heads ablated, on each stimulus; `sampled` the random walks around the model's
-    weights, or why there are none.
+    weights, or why there are none; `training` what training itself did (None: nobody watches it).
     """
 
     observations: Mapping[str, Observation]
@@ -42,6 +43,7 @@ class Evidence:
         default_factory=dict
     )
     sampled: Sampled | str = "it was not sampled"
+    training: Training | None = None
 
     def known_parts(self) -> Parts:
         """The parts; raises `ValueError` where the declaration did not ask for them."""

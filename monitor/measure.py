@@ -29,6 +29,7 @@ from monitor.batches import StimulusOptions, named_concepts
 from monitor.concepts import Named, meanings
 from monitor.detection import Notice, Series
 from monitor.keeping import CHECKPOINT_BYTES
+from monitor.optimising import OptimiserWatch, Training
 from monitor.probes import Probe, select
 from monitor.ranks import Ranks, check_alike
 from monitor.record import MOMENT, Failure, Measurement, Moment, check_run_name
@@ -217,6 +218,8 @@ class Monitor:
         self._begun = time.perf_counter()
         self._cost_written = self._begun
         self._attempt: pa.Table | None = None
+        self._optimisers: OptimiserWatch | None = None
+        self._trains = False
 
     @property
     def notices(self) -> tuple[Notice, ...]:
@@ -259,10 +262,35 @@ class Monitor:
             subject = ranks.agree(lambda: Subject.tried(model, found, self._probes, stimuli))
             _log.info("run %s goes on with the stimuli stored with it", self.run)
         if self._by_default:
-            self._probes = subject.with_something_to_see(self._probes)
+            self._probes = subject.with_something_to_see(self._probes, training=self._trains)
         self.attempt = ranks.share(lambda: self._begin(subject, after, new_stimuli=stored is None))
         self._subject, self._begun = subject, time.perf_counter()
         return subject
+
+    def watch(self, *optimizers: Any, every: int | None = None) -> None:
+        """Watches optimisers from now on: before the first measurement, so that it is measured by
+        default what they do (the table `optimisation`).
+
+        The update just before a measurement is read where that comes every so many updates, or was
+        announced with `expect_update`; of others the table says that they were not. With several
+        processes the first one's are read. `close` leaves the optimisers as they were.
+
+        Raises:
+            ValueError: what is passed is no optimiser, or `every` is of no use.
+        """
+        if self._optimisers is not None:
+            self._optimisers.close()
+        watched = OptimiserWatch(optimizers, every=every)
+        self._trains = True
+        if self._ranks.first:
+            self._optimisers = watched
+        else:
+            watched.close()
+
+    def expect_update(self, soon: bool = True) -> None:
+        """Whether a measurement comes after the next update of the optimisers that are watched."""
+        if self._optimisers is not None:
+            self._optimisers.expect(soon)
 
     def measure(
         self,
@@ -271,6 +299,7 @@ class Monitor:
         tokens: int | None = None,
         *,
         seconds: float | None = None,
+        loss: Any = None,
     ) -> Measurement:
         """Measures `model` at `step`, after `tokens` training tokens, and records it.
 
@@ -278,6 +307,7 @@ class Monitor:
         `seconds`: 0 for not at all, infinity for as often as they want to. By default they take as
         long as all else does, on average over the measurements: what is not spent is saved up. With
         too little time they have no table at this step. Of several processes the first's counts.
+        `loss` is the training loss of the latest step, a number or a tensor of one.
 
         The first call prepares, and raises what `prepare` raises; later calls never raise.
         """
@@ -294,9 +324,15 @@ class Monitor:
                 torch.cuda.synchronize(subject.model.device)
             begun = time.perf_counter()
             allowed = self._saved_seconds if seconds is None else seconds
-            measurement = subject.measure(self._probes, moment, self._ranks, seconds=allowed)
+            training, failed = self._training(moment, loss)
+            measurement = subject.measure(
+                self._probes, moment, self._ranks, seconds=allowed, training=training
+            )
+            for each in failed:
+                measurement = measurement.with_failure(each)
         except Exception as error:
             measurement = measurement.with_failure(Failure.of("measure", error))
+        reading = 0.0 if self._optimisers is None else self._optimisers.seconds()
         if self._ranks.first:
             weights = None if subject.sharded else subject.model.module
             measurement = self._acting.notice(weights, measurement)
@@ -306,10 +342,29 @@ class Monitor:
         self.measured_seconds += time.perf_counter() - begun
         if time.perf_counter() - self._cost_written > _COST_WRITTEN_EVERY:
             self._write_cost()
-        self.last_seconds = time.perf_counter() - begun
+        self.last_seconds = time.perf_counter() - begun + reading
         self._saved_seconds += self.last_seconds - 2 * measurement.intervening
         self.measured_seconds = before + self.last_seconds
+        if self._optimisers is not None:
+            self._optimisers.go_on(step=step, tokens=tokens)
         return measurement
+
+    def _training(self, moment: Moment, loss: Any) -> tuple[Training | None, list[Failure]]:
+        """What training itself did, None where nobody says; and what failed of reading it."""
+        watched, failed, number = self._optimisers, list[Exception](), None
+        try:
+            if loss is not None:
+                number = float(loss.detach() if isinstance(loss, Tensor) else loss)
+        except Exception as error:
+            failed.append(error)
+        training = None if number is None else Training(loss=number)
+        try:
+            if watched is not None:
+                failed += watched.failures()
+                training = watched.training(step=moment.step, tokens=moment.tokens, loss=number)
+        except Exception as error:
+            failed.append(error)
+        return training, [Failure.of("optimisers", error) for error in failed]
 
     def _find(self, model: nn.Module) -> LanguageModel:
         return find_model(model, **self._finding)
@@ -322,6 +377,8 @@ class Monitor:
 
     def close(self) -> None:
         """Writes what still waits to be written, and stops serving. Never raises."""
+        if self._optimisers is not None:
+            self._optimisers.close()
         self._write_cost()
         self._recorder.close()
         self._ranks.close()

@@ -129,7 +129,8 @@ class ProbeSpec:
     `lasting`: a row holds until there is another one of the same dimensions. `weights`: it reads
     matrices of the model. `reads` names the probes whose tables of the same
     measurement it draws on, and so come before it. `interventions`: it has the model run with heads
-    or weights exchanged, many times, which is done where time allows.
+    or weights exchanged, many times, which is done where time allows. `training`: it tells what
+    training itself does: facts of one step, and no estimates.
     """
 
     name: str
@@ -142,6 +143,7 @@ class ProbeSpec:
     weights: bool = False
     interventions: bool = False
     lasting: bool = False
+    training: bool = False
 
     def __post_init__(self) -> None:
         _check_identifier("probe", self.name)

@@ -22,6 +22,7 @@ from monitor.evidence import Evidence
 from monitor.features import COLLECTORS, OF_LABELS
 from monitor.intervening import STIMULI, Interventions
 from monitor.memory import Memory
+from monitor.optimising import Training
 from monitor.parts import Parts, find_parts
 from monitor.probes import Probe, with_read
 from monitor.ranks import Ranks, is_sharded, portable
@@ -135,10 +136,11 @@ class Subject:
         ranks: Ranks | None = None,
         *,
         seconds: float | None = None,
+        training: Training | None = None,
     ) -> Measurement:
         """All probes; what raises becomes a failure of the probes that needed it. Interventions
         take at most so many `seconds` (None: as many as it takes); a probe whose interventions
-        these do not pay for has no reading.
+        these do not pay for has no reading. `training` is what training itself did until then.
 
         With several processes all of them call this, and the first one has the result.
         """
@@ -152,6 +154,7 @@ class Subject:
             previous=self.memory.previous,
             first=self.memory.first,
             parts=parts,
+            training=training,
         )
         interventions = Interventions(
             model=self.model,
@@ -204,8 +207,12 @@ class Subject:
             intervening=self.memory.spending.seconds,
         )
 
-    def with_something_to_see(self, probes: Sequence[Probe]) -> tuple[Probe, ...]:
-        """The probes but for those of stimuli, or of labels, that there are none of."""
+    def with_something_to_see(
+        self, probes: Sequence[Probe], *, training: bool = False
+    ) -> tuple[Probe, ...]:
+        """The probes but for those of stimuli, or of labels, that there are none of, and of
+        `training` where nobody watches it.
+        """
         labels = {name: stimulus.labels for name, stimulus in self.stimuli.items()}
         named = {name for name, its in labels.items() if its is not None and its.names}
         return tuple(
@@ -213,6 +220,7 @@ class Subject:
             for probe in probes
             if (not probe.spec.needs or any(on in self.stimuli for on, _ in probe.spec.needs))
             and all(on in named or kind not in OF_LABELS for on, kind in probe.spec.needs)
+            and (training or not probe.spec.training)
         )
 
     def _observed(

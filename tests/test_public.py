@@ -85,7 +85,15 @@ def test_the_monitor_for_plain_loops():
     assert given["root"] == "runs"
     assert {"run", "text", "probes", "vocab_size", "seed", "context"} <= set(given)
     assert keyword_only(Monitor) == set(given) - {"root"}
-    assert list(parameters(Monitor.measure)) == ["self", "model", "step", "tokens", "seconds"]
+    assert list(parameters(Monitor.measure)) == [
+        "self",
+        "model",
+        "step",
+        "tokens",
+        "seconds",
+        "loss",
+    ]
+    assert list(parameters(Monitor.watch)) == ["self", "optimizers", "every"]
     own = set(given) - set(parameters(measure))
     assert all(f"{name}:" in Monitor.__doc__ for name in own)
 

@@ -10,6 +10,7 @@ import pandas as pd
 
 from monitor.detection.chain import Chain
 from monitor.detection.forming import Forming
+from monitor.detection.labels import Trained, label, trained_until
 from monitor.detection.series import SERIES, Series, Value
 from monitor.detection.table import BROKEN, Kind, Notice
 from monitor.record import Failure, Measurement
@@ -68,6 +69,7 @@ class Noticing:
         self._pending: dict[str, float] = {}
         self._forming, self._chain = Forming(), Chain()
         self._measurements, self._last, self._why = 0, -1, ""
+        self._trained: list[Trained] = []
         self._connection = duckdb.connect(config={"threads": 1})
 
     @property
@@ -84,6 +86,7 @@ class Noticing:
         """Takes what the tables of a connection say of a run up to a step, as if it was measured
         now; nothing is said of it.
         """
+        self._trained = [one for one in trained_until(connection) if one.step <= until]
         by_step: dict[int, list[Value]] = {}
         for each in self._series:
             for step, values in _found(each, connection)[0].items():
@@ -112,6 +115,7 @@ class Noticing:
                 by_step, error = _found(series, self._connection)
                 values += by_step.get(step, [])
                 failures += [] if error is None else [Failure.of(f"series {series.name}", error)]
+            self._trained += trained_until(self._connection)
         finally:
             for name in names:
                 self._connection.unregister(name)
@@ -184,11 +188,11 @@ class Noticing:
             event=event,
             detected_at=since.get(event.series, event.step),
             kind=self._kind(event.series),
-            label=self._why,
             fitted=_fitted(event, history) if history and event.state == "confirmed" else None,
             n=len(history.step) if history else self._measurements,
             searched=len(self._histories),
             false_alarms=self._false_alarms,
+            label=self._why or label(self._trained, onset=event.onset, until=event.step),
         )
 
 

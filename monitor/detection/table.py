@@ -65,8 +65,9 @@ SPEC = ProbeSpec(
         _words("direction", "up or down."),
         _words(
             "label",
-            "What else happened in the run then, which may explain it: a restart of the learning "
-            "rate, a loss spike. Empty for nothing that is known.",
+            "What else happened in the training then, which may explain it: the learning rate "
+            "restarts, the loss spikes, the gradient norm jumps (see `optimisation`). Empty for "
+            "nothing that is known.",
         ),
         _words(
             "checkpoints",

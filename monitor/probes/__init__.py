@@ -27,6 +27,7 @@ from monitor.probes import (
     learning_coefficient,
     logit_lens,
     neurons,
+    optimisation,
     parameters,
     residual,
     sparse_probing,
@@ -78,6 +79,7 @@ PROBES = (
     Probe(spec=top_neurons.SPEC, compute=top_neurons.compute),
     Probe(spec=grokking.SPEC, compute=grokking.compute),
     Probe(spec=parameters.SPEC, compute=parameters.compute),
+    Probe(spec=optimisation.SPEC, compute=optimisation.compute),
 )
 
 # What takes so much longer than all else that it is measured only where it is named.

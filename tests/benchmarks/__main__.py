@@ -43,11 +43,16 @@ def _walks(_rounds: int) -> Iterator[Table]:
     yield timing.walks(torch.device("cpu"), torch.float32)
 
 
+def _training(rounds: int) -> Iterator[Table]:
+    yield timing.training(torch.device("cpu"), torch.float32, rounds)
+
+
 TABLES: dict[str, Callable[[int], Iterator[Table]]] = {
     "time": _time,
     "probes": _probes,
     "features": _features,
     "walks": _walks,
+    "training": _training,
     "memory": lambda _: iter([memory.peaks()]),
     "context": lambda _: iter([memory.growth()]),
     "losses": lambda _: iter([memory.losses()]),

@@ -19,6 +19,7 @@ from torch import nn
 from monitor.anatomy import find_language_model
 from monitor.batches import StimulusOptions
 from monitor.concepts import Concept
+from monitor.optimising import OptimiserWatch
 from monitor.probes import PROBES, Probe, select
 from monitor.record import Moment
 from monitor.subject import Subject
@@ -176,6 +177,45 @@ def _rounds(
         # The first round warms caches and allocators up.
         if number > 0:
             yield ratios
+
+
+def training(device: torch.device, dtype: torch.dtype, rounds: int) -> Table:
+    """A row for each model: what it takes to read an update, and the table made of it."""
+    printed = Table(title=f"Time ÷ a step of training with AdamW ({device.type}, {dtype})")
+    for column in ("model", "tokens", "reading the update", "the table"):
+        printed.add_column(column, justify="left" if column == "model" else "right")
+    for name, sequences, positions in CASES[:2]:
+        model = MODELS[name](positions).to(device, dtype)
+        subject = _subject(model, sequences, positions)
+        (probe,) = (probe for probe in PROBES if probe.spec.training)
+        optimizer = torch.optim.AdamW(model.parameters())
+        watch = OptimiserWatch([optimizer])
+        tokens = stimulus_for(model, sequences, positions).tokens.to(device)
+
+        def passed(model: nn.Module = model, tokens: torch.Tensor = tokens) -> None:
+            model(tokens, labels=tokens).loss.backward()
+
+        def told(
+            subject: Subject = subject, watch: OptimiserWatch = watch, probe: Probe = probe
+        ) -> None:
+            subject.measure([probe], _MOMENT, training=watch.training(step=1))
+
+        ratios = []
+        for number in range(rounds + 1):
+            once, update = _seconds(passed, device), _seconds(optimizer.step, device)
+            watch.expect(True)
+            read = _seconds(optimizer.step, device)
+            watch.expect(False)
+            table = _seconds(told, device)
+            # The first round makes the optimiser's state, and finds the parts of the model.
+            if number > 0:
+                step = once + update
+                ratios.append(((read - update) / step, table / step))
+            optimizer.zero_grad()
+        watch.close()
+        medians = [statistics.median(column) for column in zip(*ratios, strict=True)]
+        printed.add_row(name, f"{sequences} × {positions}", *(f"{m:.2f}" for m in medians))
+    return printed
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:

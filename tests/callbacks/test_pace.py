@@ -347,3 +347,27 @@ def test_without_a_budget_everything_is_granted():
         step_seconds=always(0.1), cost=always(0.4), schedule=10, steps=100, stage=0.5, overhead=None
     )
     assert set(training.intervened.values()) == {1.5}
+
+
+def test_what_is_admitted_was_foreseen_a_step_before():
+    """A step takes 1 s and a measurement 10: of 4,000 steps 2% pay for eight."""
+    now = [0.0]
+    schedule = Schedule.of(20)
+    pace = Pace(
+        overhead=0.02, schedule=schedule, first=0, last=4_000, reserve=0.0, clock=lambda: now[0]
+    )
+    pace.spend(10.0)
+    foreseen, admitted = set(), set()
+    for step in range(1, 4_001):
+        if schedule.due(step, since=step - 1) and pace.foresees(step):
+            foreseen.add(step)
+        now[0] += 1.0
+        pace.reach(step)
+        if schedule.due(step, since=step - 1) and pace.admits(step):
+            admitted.add(step)
+            now[0] += 10.0
+            pace.spend(10.0)
+    assert 5 <= len(admitted) <= 8
+    assert admitted <= foreseen
+    # Of the 200 that are due.
+    assert len(foreseen) <= 2 * len(admitted)

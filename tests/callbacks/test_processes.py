@@ -74,11 +74,23 @@ def test_the_tables_are_those_of_one_process(trained, how):
     # At 3 a checkpoint was saved.
     assert steps(root) == [0, 2, 3, 4, 6]
     assert tokens(root) == [2 * step * TOKENS_A_BATCH for step in (0, 2, 3, 4, 6)]
-    assert monitor.tables(root) == ["attempts", "in_context", "induction", "stimuli"]
+    tables = ["attempts", "in_context", "induction", "optimisation", "stimuli"]
+    assert monitor.tables(root) == tables
     assert attempt(root)["config"]["world_size"] == 2
     assert len(monitor.read(root, "attempts")) == 1
     for step in (0, 2, 4, STEPS):
         check_numbers(trained / how, step)
+
+
+@pytest.mark.parametrize(
+    ("how", "said"), [("huggingface", "ok"), ("ddp", "ok"), ("fsdp", "every process holds only")]
+)
+def test_what_the_first_process_tells_of_its_optimiser(trained, how, said):
+    read = monitor.read(trained / how / "runs", "optimisation")
+    told = read[read["family"] == "all"].set_index("step")
+    if how != "fsdp":
+        assert told["update_norm"].notna().tolist() == [False, True, False, True, True]
+    assert told.loc[[2, 4, 6], "validity"].str.startswith(said).all()
 
 
 def test_the_first_process_decides_for_all_what_the_budget_admits(trained):

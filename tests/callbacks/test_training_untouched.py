@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 from tests.callbacks.tiny import (
     BATCH,
     LIGHTNING_WARNINGS,
+    OBSERVING,
     VOCABULARY,
     Stream,
     hook,
@@ -77,7 +78,7 @@ def bare(package, tmp_path_factory):
 def test_training_is_bit_identical_with_and_without_it(
     package, tmp_path, dynamics, root, bare, every
 ):
-    watching = dynamics(schedule=every, metrics_port=0)
+    watching = dynamics(schedule=every, metrics_port=0, probes=[*OBSERVING, "optimisation"])
     watched = train_jittered(package, tmp_path, [watching])
     assert len(steps(root)) == STEPS // every + 1
     for what, expected in bare.items():

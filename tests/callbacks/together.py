@@ -22,7 +22,7 @@ PACKAGE = "pytorch_lightning"
 STEPS = 6
 HELD_OUT = text(16, seed=5)
 WATCHING = {"metrics_port": None, "sequences": 5, "overhead": None, "text": HELD_OUT}
-WATCHING["probes"] = OBSERVING
+WATCHING["probes"] = [*OBSERVING, "optimisation"]
 
 
 def lightning(folder: Path, how: str) -> None:

@@ -95,7 +95,7 @@ def test_by_default_a_run_has_a_name_of_its_own_under_runs(tmp_path, model, monk
     of_text = {name for name, its in needs.items() if its & {"concepts", "analogies", "task"}}
     assert "neurons" in of_text
     # Time for ablations is only saved up yet.
-    written = {probe.spec.name for probe in PROBES} - of_text - {"ablation"}
+    written = {probe.spec.name for probe in PROBES} - of_text - {"ablation", "optimisation"}
     assert monitor.tables("runs") == sorted({"attempts", "stimuli", *written})
     runs = monitor.read("runs", "attempts")
     assert runs["run"].nunique() == 2

@@ -13,7 +13,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import callbacks
 from tests.callbacks.huggingface.rows import BATCH, Rows, text
-from tests.callbacks.tiny import identical
+from tests.callbacks.tiny import OBSERVING, identical
 from tests.models import VOCABULARY, gpt2
 from tests.recorded import steps
 
@@ -71,7 +71,9 @@ class Draw(TrainerCallback):
 
 def test_training_is_bit_identical_with_and_without_it(dynamics, root, tmp_path):
     bare = train_jittered(tmp_path / "bare")
-    watched = train_jittered(tmp_path / "watched", dynamics(schedule=3, metrics_port=0))
+    probes = [*OBSERVING, "optimisation"]
+    watching = dynamics(schedule=3, metrics_port=0, probes=probes)
+    watched = train_jittered(tmp_path / "watched", watching)
     assert steps(root) == list(range(0, 40, 3))
     for what, expected in bare.items():
         assert identical(expected, watched[what]), what
