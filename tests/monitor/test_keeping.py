@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from monitor.detection import Notice
 from monitor.keeping import RING, Keeper
-from monitor.transitions import Event
+from tests.monitor.detection.made_up import notice
 
 
 def model(value=0.0):
@@ -20,27 +19,6 @@ def model(value=0.0):
 
 
 BYTES = 64
-
-
-def notice(state, step, onset, series="x"):
-    event = Event(
-        series=series,
-        state=state,
-        direction="up",
-        step=step,
-        onset=onset,
-        score=9.0,
-        threshold=5.0,
-    )
-    return Notice(
-        event=event,
-        kind="change",
-        detected_at=onset,
-        fitted=None,
-        n=9,
-        searched=1,
-        false_alarms=1.0,
-    )
 
 
 def there(root):

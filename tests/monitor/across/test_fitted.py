@@ -7,12 +7,12 @@ import pytest
 
 import monitor
 from monitor.across.fitted import NONE
-from monitor.detection import Notice, Series, reading
+from monitor.detection import Series, reading
 from monitor.detection.table import BROKEN
 from monitor.record import Measurement
 from monitor.sinks import ParquetSink
-from monitor.transitions import Event
 from tests.monitor.across.recorded import record_scores
+from tests.monitor.detection.made_up import notice
 from tests.monitor.sinks.fabricated import moment
 
 FIRST = Series.best("first", "scores", "score", where="layer = 0")
@@ -68,25 +68,8 @@ def test_no_transition_across_a_break(tmp_path):
     record(tmp_path, "r", (first + noise).tolist(), sigmoid(15, seed=1))
     assert fits(tmp_path)["direction"].tolist() == ["up", "up"]
     when = moment(300)
-    event = Event(
-        series=BROKEN,
-        state="confirmed",
-        direction="up",
-        step=300,
-        onset=300,
-        score=1.0,
-        threshold=1.0,
-    )
-    notice = Notice(
-        event=event,
-        kind="break",
-        detected_at=300,
-        fitted=None,
-        n=1,
-        searched=2,
-        false_alarms=1.0,
-    )
-    said = Measurement(moment=when, readings=(reading([notice], when),))
+    broken = notice("confirmed", 300, 300, BROKEN, kind="break")
+    said = Measurement(moment=when, readings=(reading([broken], when),))
     ParquetSink(tmp_path, "r").write(said)
     found = fits(tmp_path).set_index("series")
     assert found.loc["first", "validity"] == NONE

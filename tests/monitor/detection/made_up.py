@@ -1,11 +1,16 @@
-"""Measurements of one made-up number that goes from 0 to 1 at some step, or does not."""
+"""Measurements of one made-up number that goes from 0 to 1 at some step, or does not; and what might
+be said of it.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
-from monitor.detection import Series
+from monitor.detection import Notice, Series
+from monitor.detection.table import Kind
 from monitor.record import Field, Measurement, ProbeSpec, Reading
+from monitor.transitions import Event
+from monitor.transitions.online import State
 from tests.monitor.sinks.fabricated import moment
 
 SPEC = ProbeSpec(
@@ -32,3 +37,34 @@ def rising(*, at: int = 40, measurements: int = 60, every: int = 10, height: flo
     number = np.arange(measurements)
     values = height / (1 + np.exp(-2 * (number - at))) + 0.05 * random.normal(size=measurements)
     return [measured(every * step, value) for step, value in enumerate(values.tolist())]
+
+
+def notice(
+    state: State,
+    step: int,
+    onset: int,
+    series: str = "number",
+    *,
+    kind: Kind = "change",
+    label: str = "",
+) -> Notice:
+    """What might be said of a series."""
+    event = Event(
+        series=series,
+        state=state,
+        direction="up",
+        step=step,
+        onset=onset,
+        score=9.0,
+        threshold=5.0,
+    )
+    return Notice(
+        event=event,
+        kind=kind,
+        detected_at=onset,
+        fitted=None,
+        n=9,
+        searched=1,
+        false_alarms=1.0,
+        label=label,
+    )

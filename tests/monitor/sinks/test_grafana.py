@@ -9,10 +9,10 @@ import time
 
 import pytest
 
-from monitor.detection import Notice, reading
+from monitor.detection import reading
 from monitor.record import Measurement
 from monitor.sinks import GrafanaSink
-from monitor.transitions import Event
+from tests.monitor.detection.made_up import notice
 from tests.monitor.sinks.fabricated import START, moment
 
 
@@ -58,27 +58,9 @@ def grafana():
 
 
 def said(step, state="provisional", label=""):
-    event = Event(
-        series="induction head",
-        state=state,
-        direction="up",
-        step=step,
-        onset=step - 10,
-        score=9.0,
-        threshold=5.0,
-    )
-    notice = Notice(
-        event=event,
-        kind="change",
-        detected_at=step,
-        fitted=None,
-        n=9,
-        searched=1,
-        false_alarms=1.0,
-        label=label,
-    )
     when = moment(step)
-    return Measurement(moment=when, readings=(reading([notice], when),))
+    new = notice(state, step, step - 10, "induction head", label=label)
+    return Measurement(moment=when, readings=(reading([new], when),))
 
 
 def written_until_raised(sink):
