@@ -1,5 +1,5 @@
-"""Measurements of one made-up number that goes from 0 to 1 at some step, or does not; and what might
-be said of it.
+"""Measurements of one made-up number that goes from 0 to 1 at some step, or does not; and what
+might be said of it.
 """
 
 from __future__ import annotations
