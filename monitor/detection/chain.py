@@ -5,8 +5,6 @@ Shapes: `projection` the numbers of a sketch of weights.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from jaxtyping import Float
 
@@ -39,9 +37,9 @@ class Chain:
         self._sketches: list[Float[np.ndarray, " projection"]] = []
         self._speeds: list[float] = []
 
-    def take(self, step: int, digest: str, sketch: Sequence[float]) -> str | None:
+    def take(self, step: int, digest: str, sketch: Float[np.ndarray, " projection"]) -> str | None:
         """Why the chain is broken at a step; None where it is not."""
-        now = np.asarray(sketch, dtype=float)
+        now = sketch.astype(float)
         known, last = self._seen.get(digest), self._steps[-1] if self._steps else None
         self._seen.setdefault(digest, step)
         if known is not None and known == last:

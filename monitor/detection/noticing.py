@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import duckdb
+import numpy as np
 import pandas as pd
 
 from monitor.detection.chain import Chain
@@ -158,7 +159,7 @@ class Noticing:
         row = rows.iloc[-1]
         if not isinstance(row["digest"], str):
             return []
-        why = self._chain.take(step, row["digest"], row["sketch"])
+        why = self._chain.take(step, row["digest"], np.asarray(row["sketch"], dtype=float))
         if why is None:
             return []
         self._why, before = why, len(self._detector.history)

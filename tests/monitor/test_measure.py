@@ -49,7 +49,8 @@ def test_tables_and_columns(model):
     task = ModularAddition(7, train=[(0, 1), (1, 2)])
     tables = measure(model, text=text(), concepts=[*CONCEPTS, RELATION], task=task)
     # Nobody trains it.
-    assert list(tables) == [probe.spec.name for probe in PROBES if not probe.spec.training]
+    measured = [probe for probe in PROBES if not probe.spec.training]
+    assert list(tables) == [probe.spec.name for probe in measured]
     heads = tables["induction"]
     assert list(zip(heads["layer"], heads["head"], strict=True)) == [
         (layer, head) for layer in range(2) for head in range(4)

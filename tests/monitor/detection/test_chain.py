@@ -52,7 +52,7 @@ def followed(models):
     """By step, why the chain was broken there."""
     chain, broken = Chain(), {}
     for step, model in models.items():
-        why = chain.take(step, digest(model), sketch(model).tolist())
+        why = chain.take(step, digest(model), sketch(model).numpy())
         if why is not None:
             broken[step] = why
     return broken
