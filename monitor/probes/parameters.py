@@ -54,8 +54,9 @@ SPEC = ProbeSpec(
 def compute(evidence: Evidence) -> dict[str, Any]:
     """One row."""
     module = evidence.known_parts().model.module
+    count = sum(parameter.numel() for parameter in module.parameters())
     if not is_whole(module):
-        return unseen(SPEC, "every process holds only a part of the weights")
+        return unseen(SPEC, "every process holds only a part of the weights", n=count)
     squares = sum(float(p.detach().double().square().sum()) for p in module.parameters())
     return {
         "norm": [squares**0.5],
@@ -63,6 +64,6 @@ def compute(evidence: Evidence) -> dict[str, Any]:
         "norm_null": [0.0],
         "digest": [digest(module)],
         "sketch": [sketch(module).tolist()],
-        "n": [sum(p.numel() for p in module.parameters())],
+        "n": [count],
         "validity": ["ok"],
     }
