@@ -19,6 +19,7 @@ import pandas as pd
 from monitor.across.formed import runs_of
 from monitor.across.pooled import exact_interval
 from monitor.detection import SERIES, Series
+from monitor.detection.chain import Chain
 from monitor.query import connect
 from monitor.record import expect_one_of
 from monitor.transitions import Transition, fit
@@ -205,12 +206,20 @@ def _row(found: Transition) -> dict[str, Any]:
 
 
 def _breaks(connection: Any) -> list[int]:
-    """The steps at which the chain of checkpoints was said to be broken."""
+    """The first steps of weights that do not come from those before, whoever followed the run."""
     try:
-        rows = connection.execute("select step from transitions where kind = 'break' order by step")
-        return [step for (step,) in rows.fetchall()]
-    except duckdb.CatalogException:
+        rows = connection.execute(
+            "select step, digest, sketch from parameters where digest is not null order by step"
+        ).fetchall()
+    except (duckdb.CatalogException, duckdb.BinderException):
+        # The table, or one of these fields, was not asked for.
         return []
+    chain = Chain()
+    return sorted(
+        broken.since
+        for step, digest, sketch in rows
+        for broken in chain.take(step, digest, np.array(sketch, dtype=float))
+    )
 
 
 def _tokens(connection: Any) -> dict[int, float]:

@@ -159,10 +159,10 @@ class Noticing:
         row = rows.iloc[-1]
         if not isinstance(row["digest"], str):
             return []
-        why = self._chain.take(step, row["digest"], np.asarray(row["sketch"], dtype=float))
-        if why is None:
+        known = self._chain.take(step, row["digest"], np.asarray(row["sketch"], dtype=float))
+        if not known:
             return []
-        self._why, before = why, len(self._detector.history)
+        self._why, before = "; ".join(one.why for one in known), len(self._detector.history)
         self._detector.break_chain(step)
         for history in self._histories.values():
             history.step.clear()
@@ -172,7 +172,7 @@ class Noticing:
             state="confirmed",
             direction="up",
             step=step,
-            onset=step,
+            onset=min(one.since for one in known),
             score=1.0,
             threshold=1.0,
         )

@@ -135,7 +135,7 @@ class Notice:
         why = f" ({self.label})" if self.label else ""
         what = said[event.state] if self.kind == "change" else ""
         if self.kind == "break":
-            return f"{event.series} broken at step {event.step:,.0f}: {self.label}"
+            return f"{event.series} broken at step {event.onset:,.0f}: {self.label}"
         return f"{event.series} {what}".rstrip() + f": {event.state} at step {event.step:,.0f}{why}"
 
 

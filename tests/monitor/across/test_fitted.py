@@ -7,12 +7,12 @@ import pytest
 
 import monitor
 from monitor.across.fitted import NONE
-from monitor.detection import Series, reading
-from monitor.detection.table import BROKEN
-from monitor.record import Measurement
+from monitor.detection import Series
+from monitor.probes import parameters
+from monitor.record import Measurement, Reading
 from monitor.sinks import ParquetSink
 from tests.monitor.across.recorded import record_scores
-from tests.monitor.detection.made_up import notice
+from tests.monitor.detection.made_up import weights
 from tests.monitor.sinks.fabricated import moment
 
 FIRST = Series.best("first", "scores", "score", where="layer = 0")
@@ -27,6 +27,20 @@ def sigmoid(at, *, measurements=60, height=1.0, seed=0):
 
 def record(root, run, first, second, **more):
     record_scores(root, run, {(0, 0): first, (1, 0): second}, **more)
+
+
+def record_weights(root, at, *, last_until=0, fields=("norm", "digest", "sketch")):
+    """Of run r, weights that move on evenly around these places; those of the last measurement
+    take the place of all until one.
+    """
+    sink, spec = ParquetSink(root, "r"), parameters.SPEC.only(list(fields))
+    for number in range(len(at)):
+        shown = len(at) - 1 if number < last_until else number
+        table = weights(moment(10 * number), f"{shown}", [at[shown] + 0.001 * shown, 1.0]).table
+        columns = {name: table[name].to_pylist() for name in table.column_names}
+        when = moment(10 * number)
+        made = Reading.build(spec, when, columns)
+        sink.write(Measurement(moment=when, readings=(made,)))
 
 
 def fits(root, runs=None, **more):
@@ -67,13 +81,35 @@ def test_no_transition_across_a_break(tmp_path):
     noise = 0.03 * np.random.default_rng(0).normal(size=60)
     record(tmp_path, "r", (first + noise).tolist(), sigmoid(15, seed=1))
     assert fits(tmp_path)["direction"].tolist() == ["up", "up"]
-    when = moment(300)
-    broken = notice("confirmed", 300, 300, BROKEN, kind="break")
-    said = Measurement(moment=when, readings=(reading([broken], when),))
-    ParquetSink(tmp_path, "r").write(said)
+    record_weights(tmp_path, [-3.0 if number >= 30 else 1.0 for number in range(60)])
     found = fits(tmp_path).set_index("series")
     assert found.loc["first", "validity"] == NONE
     assert found.loc["second", "midpoint"] == pytest.approx(150, abs=5)
+
+
+def test_no_transition_where_early_checkpoints_held_the_last_weights(tmp_path):
+    """All of them are near each other: that the last ones come twice is what tells."""
+    noise = 0.03 * np.random.default_rng(0).normal(size=60)
+    record(tmp_path, "r", ([1.0] * 30 + [0.0] * 30 + noise).tolist(), sigmoid(45, seed=1))
+    assert fits(tmp_path).loc[0, "midpoint"] == pytest.approx(295, abs=5)
+    record_weights(tmp_path, [1.0] * 60, last_until=30)
+    found = fits(tmp_path).set_index("series")
+    assert found.loc["first", "validity"] == NONE
+    assert found.loc["second", "midpoint"] == pytest.approx(450, abs=5)
+
+
+def test_an_unbroken_chain_hides_nothing(tmp_path):
+    record(tmp_path, "r", sigmoid(30), sigmoid(15, seed=1))
+    before = fits(tmp_path)
+    record_weights(tmp_path, [1.0] * 60)
+    assert fits(tmp_path).equals(before)
+
+
+def test_weights_of_which_only_the_norm_was_measured(tmp_path):
+    record(tmp_path, "r", sigmoid(30), sigmoid(15, seed=1))
+    before = fits(tmp_path)
+    record_weights(tmp_path, [1.0] * 60, fields=["norm"])
+    assert fits(tmp_path).equals(before)
 
 
 def test_how_far_apart(tmp_path):

@@ -8,7 +8,8 @@ import numpy as np
 
 from monitor.detection import Notice, Series
 from monitor.detection.table import Kind
-from monitor.record import Field, Measurement, ProbeSpec, Reading
+from monitor.probes import parameters
+from monitor.record import Field, Measurement, Moment, ProbeSpec, Reading
 from monitor.transitions import Event
 from monitor.transitions.online import State
 from tests.monitor.sinks.fabricated import moment
@@ -68,3 +69,17 @@ def notice(
         false_alarms=1.0,
         label=label,
     )
+
+
+def weights(when: Moment, digest: str, sketch: list[float]) -> Reading:
+    """The table that says which weights were measured."""
+    columns = {
+        "norm": [1.0],
+        "norm_stderr": [0.0],
+        "norm_null": [0.0],
+        "digest": [digest],
+        "sketch": [sketch],
+        "n": [9],
+        "validity": ["ok"],
+    }
+    return Reading.build(parameters.SPEC, when, columns)

@@ -9,9 +9,7 @@ import pyarrow as pa
 import pytest
 
 from monitor.detection import SERIES, Noticing, Series, reading
-from monitor.probes import parameters
-from monitor.record import Reading
-from tests.monitor.detection.made_up import NUMBER, measured, rising
+from tests.monitor.detection.made_up import NUMBER, measured, rising, weights
 
 
 def noticed(noticing, measurements):
@@ -117,17 +115,9 @@ def test_two_series_of_one_name():
 def with_weights(measurements, digests, sketches):
     """The measurements with the table that says which weights were measured."""
     for one, digest, sketch in zip(measurements, digests, sketches, strict=True):
-        columns = {
-            "norm": [1.0],
-            "norm_stderr": [0.0],
-            "norm_null": [0.0],
-            "digest": [digest],
-            "sketch": [sketch],
-            "n": [9],
-            "validity": ["ok"],
-        }
-        weights = Reading.build(parameters.SPEC, one.moment, columns)
-        yield dataclasses.replace(one, readings=(*one.readings, weights))
+        yield dataclasses.replace(
+            one, readings=(*one.readings, weights(one.moment, digest, sketch))
+        )
 
 
 def chain(broken_at=None):
@@ -150,6 +140,19 @@ def test_no_change_is_claimed_across_a_break():
     )
     (row,) = reading(found, rising()[39].moment).table.to_pylist()
     assert (row["kind"], row["label"]) == ("break", "its weights are far from those of step 380")
+
+
+def test_a_break_that_is_known_late_says_where_it_was():
+    """The last weights of the run were served at its first measurements."""
+    digests, sketches = chain()
+    digests[:20], sketches[:20] = [digests[59]] * 20, [sketches[59]] * 20
+    found = noticed(Noticing([NUMBER]), with_weights(rising(height=0.0), digests, sketches))
+    (broken,) = found
+    assert (broken.event.step, broken.event.onset) == (590, 200)
+    assert broken.label == "the weights of step 190 were those of step 590"
+    assert str(broken) == f"chain of checkpoints broken at step 200: {broken.label}"
+    (row,) = reading(found, measured(590, 0.0).moment).table.to_pylist()
+    assert (row["step"], row["began"]) == (590, 200)
 
 
 def test_along_an_unbroken_chain_it_is():
