@@ -33,7 +33,8 @@ class Recorder:
 
     def begin(self, run: str, *, address: str, port: int | None, info: Mapping[str, str]) -> None:
         """Opens the store, and serves metrics, which are to be found beside it, unless `port` is
-        None."""
+        None.
+        """
         if self._store is not None:
             self._sinks.insert(0, self._store)
         if port is None:

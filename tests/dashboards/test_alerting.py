@@ -1,5 +1,5 @@
-"""A real Prometheus with the configuration that is shipped: it finds runs by their files, says that
-something changes, and lets go of runs that end.
+"""A real Prometheus and a real Alertmanager with the configurations that are shipped: runs are found
+by their files, and let go when they end, what changes is said, and not said twice.
 """
 
 import json
@@ -67,9 +67,8 @@ def replayed(to: Recorder):
         notices = noticing.notice(measurement).notices
         said = table.reading(notices, measurement.moment)
         more = (said,) if notices else ()
-        measurement = replace(measurement, readings=(*measurement.readings, *more))
-        measurement = to.record(measurement, then=lambda: ())
-        assert not measurement.failures
+        whole = replace(measurement, readings=(*measurement.readings, *more))
+        assert not to.record(whole, then=lambda: ()).failures
         yield from (notice.event.state for notice in notices)
 
 
@@ -145,3 +144,50 @@ def test_without_a_folder_that_can_be_written_metrics_are_served_all_the_same(tm
         assert f"Prometheus cannot find {serving.url} by itself" in caplog.text
     finally:
         serving.close()
+
+
+def test_what_is_confirmed_is_not_said_to_be_provisional_as_well(tmp_path):
+    port = free_port()
+    command = [
+        program("prometheus-alertmanager"),
+        f"--config.file={dashboards.ALERTMANAGER_CONFIG}",
+        f"--storage.path={tmp_path}",
+        f"--web.listen-address=127.0.0.1:{port}",
+        "--cluster.listen-address=",
+    ]
+    url = f"http://127.0.0.1:{port}/api/v2"
+    given = [
+        {"labels": {"alertname": f"Phasewatch{name}", "run": run, **more}}
+        for name, run, more in (
+            ("TransitionConfirmed", "r", {"series": "s"}),
+            ("TransitionProvisional", "r", {"series": "s"}),
+            ("TransitionProvisional", "r", {"series": "another"}),
+            ("TransitionProvisional", "another", {"series": "s"}),
+            ("ProcessGone", "r", {}),
+            ("TrainingStalled", "r", {}),
+            ("TrainingStalled", "another", {}),
+        )
+    ]
+    with (tmp_path / "log").open("w") as log, started(command, stdout=log, stderr=log):
+
+        def ask(path, data=None):
+            request = urllib.request.Request(
+                f"{url}/{path}", data=data, headers={"Content-Type": "application/json"}
+            )
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                return json.loads(answer.read() or "null")
+
+        wait_for(lambda: ask("status"), "alertmanager to be ready")
+        ask("alerts", json.dumps(given).encode())
+
+        def by_state(state):
+            return [a["labels"] for a in ask("alerts") if a["status"]["state"] == state]
+
+        # The state is that of the time at which a group was last looked through.
+        wait_for(lambda: not by_state("unprocessed"), "alerts to be looked through")
+        assert len(ask("alerts")) == len(given)
+        quiet = {frozenset(labels.items()) for labels in by_state("suppressed")}
+        assert quiet == {frozenset(given[i]["labels"].items()) for i in (1, 5)}
+        groups = ask("alerts/groups")
+        assert sorted(group["labels"]["run"] for group in groups) == ["another", "r"]
+        assert {group["receiver"]["name"] for group in groups} == {"shown"}

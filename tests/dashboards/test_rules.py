@@ -1,5 +1,5 @@
-"""Rules and configurations: accepted by the programs that read them, made of metrics that exist, and
-every alert tried where it is to fire and where it is not.
+"""Rules and configurations: accepted by the programs that read them and made of metrics that exist,
+and every alert tried where it is to fire and where it is not.
 """
 
 import re
