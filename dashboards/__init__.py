@@ -1,5 +1,5 @@
-"""What shows the metrics: Prometheus that finds and scrapes training runs, rules for what to record and
-to be told of, and Alertmanager that passes it on.
+"""What shows the metrics: Prometheus that finds and scrapes training runs, rules for what to record
+and to be told of, and Alertmanager that passes it on.
 """
 
 from __future__ import annotations
