@@ -1,9 +1,13 @@
-"""What shows the metrics: the configuration of a Prometheus server that scrapes a training run."""
+"""What shows the metrics: Prometheus that finds and scrapes training runs, rules for what to record
+and to be told of, and Alertmanager that passes it on.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["PROMETHEUS_CONFIG"]
+__all__ = ["ALERTMANAGER_CONFIG", "PROMETHEUS_CONFIG", "RULES"]
 
+ALERTMANAGER_CONFIG = Path(__file__).with_name("alertmanager.yml")
 PROMETHEUS_CONFIG = Path(__file__).with_name("prometheus.yml")
+RULES = tuple(sorted(Path(__file__).with_name("rules").glob("*.yml")))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from monitor.record import Failure, Measurement
-from monitor.sinks import ParquetSink, PrometheusSink, Sink
+from monitor.sinks import ParquetSink, PrometheusSink, Sink, Target
 
 _log = logging.getLogger("phasewatch")
 
@@ -23,6 +23,7 @@ class Recorder:
 
     def __init__(self, store: ParquetSink | None, sinks: Sequence[Sink]) -> None:
         self._store, self._sinks = store, list(sinks)
+        self._target: Target | None = None
         self._said: set[str] = set()
 
     @property
@@ -31,15 +32,24 @@ class Recorder:
         return next((s.url for s in self._sinks if isinstance(s, PrometheusSink)), None)
 
     def begin(self, run: str, *, address: str, port: int | None, info: Mapping[str, str]) -> None:
-        """Opens the store, and serves metrics unless `port` is None."""
+        """Opens the store, and serves metrics, which are to be found beside it, unless `port` is
+        None.
+        """
         if self._store is not None:
             self._sinks.insert(0, self._store)
         if port is None:
             return
         try:
-            self._sinks.append(PrometheusSink(run, address=address, port=port, info=info))
+            serving = PrometheusSink(run, address=address, port=port, info=info)
         except OSError as error:
             _log.warning("no metrics are served: nothing can listen on %s (%s)", address, error)
+            return
+        self._sinks.append(serving)
+        if self._store is not None:
+            try:
+                self._target = Target(self._store.root, run, serving.url)
+            except OSError as error:
+                _log.warning("Prometheus cannot find %s by itself: %s", serving.url, error)
 
     def record(
         self, measurement: Measurement, then: Callable[[], Sequence[Failure]]
@@ -62,11 +72,13 @@ class Recorder:
 
     def close(self) -> None:
         """Writes what still waits to be written, and stops serving."""
-        for sink in self._sinks:
+        # Nobody is to be sent to where nothing is served any more.
+        for part in (self._target, *self._sinks):
             try:
-                sink.close()
+                if part is not None:
+                    part.close()
             except Exception as error:
-                _log.warning("%s could not be closed: %s", type(sink).__name__, error)
+                _log.warning("%s could not be closed: %s", type(part).__name__, error)
 
     def _say_once(self, failures: Sequence[Failure]) -> None:
         for failure in failures:

@@ -276,8 +276,8 @@ def test_the_configuration_that_is_shipped_is_accepted():
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "is valid prometheus config file syntax" in done.stdout
-    # It scrapes where metrics are served by default, and nothing but this machine.
-    assert 'targets: ["127.0.0.1:9464"]' in PROMETHEUS_CONFIG.read_text()
+    # Training says by itself where it is to be scraped.
+    assert "../runs/_targets/*.json" in PROMETHEUS_CONFIG.read_text()
 
 
 def test_metrics_pass_the_linter_of_prometheus(tmp_path):

@@ -45,7 +45,7 @@ def test_the_names_of_each_package():
         "universality",
     }
     assert callbacks.__all__ == ["TrainingDynamics"]
-    assert set(dashboards.__all__) >= {"PROMETHEUS_CONFIG"}
+    assert set(dashboards.__all__) >= {"ALERTMANAGER_CONFIG", "PROMETHEUS_CONFIG", "RULES"}
     for package in (monitor, callbacks, dashboards):
         assert sorted(package.__all__) == package.__all__
         assert all(getattr(package, name).__doc__ for name in package.__all__ if name.islower())
@@ -165,7 +165,8 @@ def test_the_wheel_holds_the_three_packages_and_nothing_else(wheel):
             if "__pycache__" not in path.parts
         }
         assert here <= set(names)
-    assert "dashboards/prometheus.yml" in names
+    for name in ("prometheus", "alertmanager", "rules/alerts", "rules/recording"):
+        assert f"dashboards/{name}.yml" in names
 
 
 def test_the_wheel_says_what_it_is(wheel):

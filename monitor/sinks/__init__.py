@@ -9,6 +9,7 @@ from monitor.sinks.grafana import GrafanaSink
 from monitor.sinks.memory import MemorySink
 from monitor.sinks.parquet import ParquetSink, check_root
 from monitor.sinks.prometheus import PrometheusSink, check_port
+from monitor.sinks.target import Target
 
 __all__ = [
     "GrafanaSink",
@@ -16,6 +17,7 @@ __all__ = [
     "ParquetSink",
     "PrometheusSink",
     "Sink",
+    "Target",
     "check_port",
     "check_root",
 ]
