@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from monitor.record import Failure, Measurement
-from monitor.sinks import ParquetSink, PrometheusSink, Sink, Target
+from monitor.sinks import ParquetSink, PrometheusSink, Sink
+from monitor.sinks.target import Target
 
 _log = logging.getLogger("phasewatch")
 

@@ -9,7 +9,6 @@ from monitor.sinks.grafana import GrafanaSink
 from monitor.sinks.memory import MemorySink
 from monitor.sinks.parquet import ParquetSink, check_root
 from monitor.sinks.prometheus import PrometheusSink, check_port
-from monitor.sinks.target import Target
 
 __all__ = [
     "GrafanaSink",
@@ -17,7 +16,6 @@ __all__ = [
     "ParquetSink",
     "PrometheusSink",
     "Sink",
-    "Target",
     "check_port",
     "check_root",
 ]

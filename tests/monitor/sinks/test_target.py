@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from monitor.sinks import Target
+from monitor.sinks.target import Target
 
 
 @pytest.mark.parametrize(
