@@ -12,7 +12,11 @@ far away.
 
 from __future__ import annotations
 
+import math
 from typing import Any
+
+import torch
+from torch.linalg import vector_norm
 
 from monitor.evidence import Evidence, unseen
 from monitor.record import Field, ProbeSpec
@@ -57,9 +61,9 @@ def compute(evidence: Evidence) -> dict[str, Any]:
     count = sum(parameter.numel() for parameter in module.parameters())
     if not is_whole(module):
         return unseen(SPEC, "every process holds only a part of the weights", n=count)
-    squares = sum(float(p.detach().double().square().sum()) for p in module.parameters())
+    norms = [vector_norm(p.detach(), dtype=torch.float64) for p in module.parameters()]
     return {
-        "norm": [squares**0.5],
+        "norm": [math.hypot(*map(float, norms))],
         "norm_stderr": [0.0],
         "norm_null": [0.0],
         "digest": [digest(module)],
