@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import monitor
-from monitor import measure
+from monitor import monitoring
 from tests.recorded import steps
 
 COST = ["measurements", "measured_seconds", "elapsed_seconds"]
@@ -26,7 +26,7 @@ class SlowSink:
 
 @pytest.fixture
 def at_once(monkeypatch):
-    monkeypatch.setattr(measure, "_COST_WRITTEN_EVERY", 0)
+    monkeypatch.setattr(monitoring, "_COST_WRITTEN_EVERY", 0)
 
 
 def test_it_is_summed_with_all_that_belongs_to_it(tmp_path, model, start, at_once):

@@ -118,7 +118,9 @@ def test_several_runs_differ_in_their_seed_and_are_compared_at_the_end(tmp_path)
         text=True,
         timeout=300,
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr
+    # On a machine that is busy its budget may thin the schedule, and then it says so.
+    assert done.stderr == "" or done.stderr.startswith("measuring takes")
     told = " ".join(done.stdout.split())
     assert "What formed in the 2 runs that came to their end" in told
     assert "induction head 0 of 2 runs 0% to 84%" in told
