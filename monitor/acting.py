@@ -14,14 +14,12 @@ from typing import Any
 
 from torch import nn
 
-from monitor.detection import SERIES, Notice, Noticing, Series, reading
+from monitor.detection import SERIES, SPEC, Notice, Noticing, Series, reading
 from monitor.keeping import Keeper
 from monitor.query import connect
 from monitor.record import Failure, Measurement, Reading
 
 _log = logging.getLogger("phasewatch")
-
-NAME = "transitions"
 
 
 class Acting:
@@ -105,8 +103,8 @@ class Acting:
             if self.notices:
                 new.append(reading(self.notices, measurement.moment))
         except Exception as error:
-            failures.append(Failure.of(NAME, error))
-        taken: dict[str, Any] = {**measurement.seconds, NAME: time.perf_counter() - begun}
+            failures.append(Failure.of(SPEC.name, error))
+        taken: dict[str, Any] = {**measurement.seconds, SPEC.name: time.perf_counter() - begun}
         return dataclasses.replace(
             measurement,
             readings=(*measurement.readings, *new),

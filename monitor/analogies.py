@@ -16,6 +16,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from monitor.labels import EVALUATION, Labels
+from monitor.record import check_label
 from monitor.stimuli import Stimulus, labelled_stimulus
 
 # Fewer say nothing of how sure a share of them is.
@@ -24,8 +25,6 @@ _FEWEST = 3
 # Four sequences each, and a number for every two words in every layer.
 _MOST_QUADRUPLES = 256
 _MOST_WORDS = 512
-
-_LONGEST_NAME = 60
 
 # What stands before each word: nothing is read at the first position.
 _LEAD = 1
@@ -55,13 +54,7 @@ class Analogies:
 
     def __post_init__(self) -> None:
         name = self.name
-        if not isinstance(name, str):
-            raise TypeError(f"the name of analogies is {name!r:.80}; expected text like 'royalty'")
-        if not (name.strip() == name and name.isprintable() and 1 <= len(name) <= _LONGEST_NAME):
-            raise ValueError(
-                f"the name of analogies is {name[:80]!r}; expected 1 to {_LONGEST_NAME} printable "
-                "characters without spaces around them, such as 'royalty'"
-            )
+        check_label(name, "analogies", "royalty")
         quadruples = _checked(name, self.quadruples)
         asked: dict[tuple[frozenset[int], int, int], tuple[int, ...]] = {}
         for quadruple in quadruples:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from monitor.ablating import Ablation, Means, Stage, ablated_losses, summed
 from monitor.anatomy import LanguageModel
+from monitor.divided import ONLY_A_PART
 from monitor.evidence import Columns, Evidence
 from monitor.parts import Parts
 from monitor.probes import Probe
@@ -180,7 +181,7 @@ class Interventions:
         if "text" not in self.stimuli:
             raise UnseenError("no held-out text")
         if self.sharded:
-            raise UnseenError("every process holds only a part of its weights")
+            raise UnseenError(ONLY_A_PART)
         enough = functools.partial(self.ranks.share, functools.partial(self._pays_for, options))
         if not enough():
             return None

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from monitor.detection import Notice
+from monitor.sinks import SUPERSEDED
 
 _log = logging.getLogger("phasewatch")
 
@@ -52,7 +53,7 @@ class Keeper:
         for path in self._folder.glob("*.pt"):
             step = int(path.stem)
             if step > after:
-                aside = self._root / "_superseded" / FOLDER / self._folder.name
+                aside = self._root / SUPERSEDED / FOLDER / self._folder.name
                 aside.mkdir(parents=True, exist_ok=True)
                 path.replace(aside / path.name)
             else:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from monitor.divided import ONLY_A_PART, is_whole
+
 NOT_YET = "no update has been made yet"
 UNFORESEEN = "the latest update was not read: that it is measured was not known before"
 UNWATCHED = "no optimiser is watched: pass it to Monitor.watch"
@@ -198,8 +200,8 @@ class _Watched:
             return
         try:
             parameters = [p for p, _ in _trained(optimizer)]
-            if any(hasattr(p, "full_tensor") for p in parameters):
-                self.why = "every process holds only a part of its weights"
+            if not is_whole(parameters):
+                self.why = ONLY_A_PART
                 return
             self._before = [(p, p.detach().clone()) for p in parameters]
         except Exception as error:

@@ -34,6 +34,7 @@ MOMENT = {
 _IDENTIFIER = re.compile(r"[a-z][a-z0-9_]*")
 # No longer than the name of a folder may be.
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+_LONGEST_LABEL = 60
 
 
 def _check_identifier(what: str, name: str) -> None:
@@ -379,6 +380,22 @@ def check_run_name(run: str) -> str:
             "at most 200, beginning with a letter or digit (it names a folder); choose another run="
         )
     return run
+
+
+def check_label(name: Any, of: str, example: str) -> str:
+    """Returns the name that a user gave to something `of` a kind, such as `example`.
+
+    Raises `TypeError` where it is no text, and `ValueError` where it does not fit a column or the
+    label of a metric.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"the name of {of} is {name!r:.80}; expected text such as {example!r}")
+    if not (name.strip() == name and name.isprintable() and 1 <= len(name) <= _LONGEST_LABEL):
+        raise ValueError(
+            f"the name of {of} is {name[:80]!r}; expected 1 to {_LONGEST_LABEL} printable "
+            f"characters without spaces around them, such as {example!r}"
+        )
+    return name
 
 
 def expect_one_of(what: str, name: str, known: Sequence[str]) -> None:

@@ -26,11 +26,6 @@ _ROW, _ROWS = 256, 512
 _PASS = 64 * _ROW * _ROWS
 
 
-def is_whole(module: nn.Module) -> bool:
-    """Whether this process holds all of the weights."""
-    return not any(hasattr(parameter, "placements") for parameter in module.parameters())
-
-
 def digest(module: nn.Module) -> str:
     """The same for the same parameters, on every device: of their names, types, shapes and bits."""
     whole = hashlib.blake2b(digest_size=16)

@@ -18,6 +18,7 @@ from monitor.attention import LayerAttention
 from monitor.batches import StimulusOptions, build_stimuli, contexts
 from monitor.capture import NoAttentionError, Observation, observe, observe_features
 from monitor.dictionary import observe_dictionaries
+from monitor.divided import ONLY_A_PART
 from monitor.evidence import Evidence
 from monitor.features import COLLECTORS, OF_LABELS
 from monitor.intervening import STIMULI, Interventions
@@ -263,7 +264,7 @@ class Subject:
 
     def _found_parts(self) -> Parts:
         if self.sharded:
-            return Parts.none(self.model, "every process holds only a part of its weights")
+            return Parts.none(self.model, ONLY_A_PART)
         try:
             return find_parts(self.model)
         except Exception as error:

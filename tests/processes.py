@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import traceback
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -11,6 +12,10 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch import nn
+
+from monitor.measure import Monitor
+from monitor.record import Measurement
 
 Scenario = Callable[[Path], None]
 
@@ -25,6 +30,23 @@ def came_through(folder: Path, name: str) -> set[str]:
     written = [json.loads(path.read_text()) for path in folder.glob("came-through-*.json")]
     assert len(written) >= 2
     return {each.get(name, "not reached") for each in written}
+
+
+def keep_on_the_first(measurement: Measurement, table: str, root: Path) -> None:
+    """Keeps a table of the first process, which alone has any."""
+    if dist.get_rank() == 0:
+        measurement.frame(table).to_pickle(root / "table.pickle")
+    else:
+        assert measurement.readings == ()
+
+
+def first_decides(watch: Monitor, model: nn.Module) -> None:
+    """What there is time for, whatever the others would allow."""
+    first = dist.get_rank() == 0
+    assert watch.measure(model, step=0, seconds=0.0 if first else math.inf).readings == ()
+    made = watch.measure(model, step=1, seconds=1e6 if first else 0.0)
+    assert len(made.readings) == first
+    assert made.failures == ()
 
 
 def meet(place: Path, rank: int, count: int) -> None:

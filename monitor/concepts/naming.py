@@ -15,8 +15,7 @@ from jaxtyping import Int, Int8
 from torch import Tensor
 
 from monitor.analogies import Analogies
-
-_LONGEST_NAME = 60
+from monitor.record import check_label
 
 # Nothing is ever read at the first position.
 _SHORTEST_TEXT = 2
@@ -204,14 +203,7 @@ def check_name(name: Any) -> str:
     Raises `TypeError` where it is no text, and `ValueError` where it does not fit a column or the
     label of a metric.
     """
-    if not isinstance(name, str):
-        raise TypeError(f"the name of a concept is {name!r:.80}; expected text such as 'french'")
-    if not (name.strip() == name and name.isprintable() and 1 <= len(name) <= _LONGEST_NAME):
-        raise ValueError(
-            f"the name of a concept is {name[:80]!r}; expected 1 to {_LONGEST_NAME} printable "
-            "characters without spaces around them, such as 'french'"
-        )
-    return name
+    return check_label(name, "a concept", "french")
 
 
 def check_labels(

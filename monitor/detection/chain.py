@@ -41,7 +41,8 @@ class Chain:
     those of the measurement before the last, or before the last break, than to those of the last,
     which then were from elsewhere. Of weights that come twice those are misplaced that are further
     from their neighbour, so that early steps at which late weights were served are known for it
-    when these come at their own step. Learning rates that rise, fall or begin anew do none of that.
+    when these come at their own step. Learning rates that rise, fall or begin anew do none of that
+    unless training diverges.
 
     What fools it: weights of another time that are near and not met twice, as late in training all
     are; and a training that diverges from one measurement to the next, whose weights are far away.

@@ -57,8 +57,8 @@ class Forming:
 
     @property
     def tables(self) -> set[str]:
-        """The names of the tables that it looks at."""
-        return {one.kind.table for one in self._watched}
+        """The names of the tables that it still looks at."""
+        return {one.kind.table for one in self._watched if not one.formed}
 
     def take(self, step: int, tables: Mapping[str, pd.DataFrame]) -> list[Event]:
         """What a measurement says of what forms; `tables` are its tables by their names."""

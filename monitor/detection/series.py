@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import duckdb
 
-LONGEST_NAME = 60
-"""Characters of the name of a series; it is a label of metrics."""
+from monitor.record import check_label
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,16 +46,9 @@ class Series:
     query: str
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not isinstance(self.query, str):
-            raise TypeError(
-                f"a series has name={self.name!r:.80} and query={self.query!r:.80}; expected text"
-            )
-        name = self.name
-        if not (name.strip() == name and name.isprintable() and 1 <= len(name) <= LONGEST_NAME):
-            raise ValueError(
-                f"the name of a series is {name[:80]!r}; expected 1 to {LONGEST_NAME} printable "
-                "characters without spaces around them, such as 'induction in layer 1'"
-            )
+        check_label(self.name, "a series", "induction in layer 1")
+        if not isinstance(self.query, str):
+            raise TypeError(f"series {self.name!r}: query={self.query!r:.80}; expected SQL as text")
 
     @classmethod
     def best(

@@ -103,7 +103,7 @@ class NeuronsCollector:
         if not self._fitted:
             raise UnseenError("there are no sequences to fit on: pass more text")
         self._groups = max(2, min(GROUPS, self._fitted))
-        self._group = labels.numbered(fitting) % self._groups
+        self._group, self._place = labels.numbered(fitting) % self._groups, labels.place
         permuted = [permuted_labels(labels, seed=seed) for seed in range(PERMUTATIONS)]
         # [set concept batch position]: the concepts' own labels, then permuted ones.
         self._sets = torch.stack([own, *permuted])
@@ -122,7 +122,7 @@ class NeuronsCollector:
         del site
         if chunk.split == EVALUATION:
             if layer in self._chosen:
-                self._chosen[layer].add(rows, chunk, self._labels)
+                self._chosen[layer].add(rows, chunk, self._labels, self._place)
             return
         if layer not in self._sums:
             neurons = rows.shape[1]
@@ -234,15 +234,21 @@ class _Chosen:
         middle = summary.middle[self.concept, neuron]
         self._scores = Scores(self.sign * middle, summary.deviation[self.concept, neuron])
 
-    def add(self, rows: Float[Tensor, "token neuron"], chunk: Chunk, labels: Labels) -> None:
-        """Takes the neurons of some tokens that were not fitted."""
+    def add(
+        self,
+        rows: Float[Tensor, "token neuron"],
+        chunk: Chunk,
+        labels: Labels,
+        place: Int[Tensor, " batch"],
+    ) -> None:
+        """Takes the neurons of some tokens that were not fitted; `place` is that of `labels`."""
         if not len(self.neuron):
             return
         active = rows.index_select(1, self.neuron).float()
         self._contexts.add(active, chunk)
         if self._tells:
             told = chunk.of(labels.values[self.concept.to(labels.values.device)])
-            group = labels.place[chunk.row].to(active.device)
+            group = place[chunk.row].to(active.device)
             self._scores.add((self.sign * active).T, told.to(active.device), group)
 
     def top(self, stimulus: Stimulus) -> TopNeurons:

@@ -26,6 +26,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from monitor.divided import ONLY_A_PART, is_whole
 from monitor.evidence import Evidence, unseen
 from monitor.optimising import UNWATCHED, Training, Update
 from monitor.parts import Parts
@@ -126,8 +127,8 @@ def compute(evidence: Evidence) -> dict[str, Any]:
     parts = evidence.known_parts()
     model, training = parts.model.module, evidence.training
     named = dict(model.named_parameters())
-    if any(hasattr(parameter, "full_tensor") for parameter in named.values()):
-        return unseen(SPEC, "every process holds only a part of its weights") | {"family": ["all"]}
+    if not is_whole(named.values()):
+        return unseen(SPEC, ONLY_A_PART) | {"family": ["all"]}
     of = families(parts)
     weights = {name: float(_norm(parameter)) for name, parameter in named.items()}
     ranks = {name: rank for name, p in named.items() if (rank := _ranks(p, weights[name]))}

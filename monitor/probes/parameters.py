@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch.linalg import vector_norm
 
+from monitor.divided import ONLY_A_PART, is_whole
 from monitor.evidence import Evidence, unseen
 from monitor.record import Field, ProbeSpec
-from monitor.sketching import digest, is_whole, sketch
+from monitor.sketching import digest, sketch
 
 SPEC = ProbeSpec(
     name="parameters",
@@ -59,8 +60,8 @@ def compute(evidence: Evidence) -> dict[str, Any]:
     """One row."""
     module = evidence.known_parts().model.module
     count = sum(parameter.numel() for parameter in module.parameters())
-    if not is_whole(module):
-        return unseen(SPEC, "every process holds only a part of the weights", n=count)
+    if not is_whole(module.parameters()):
+        return unseen(SPEC, ONLY_A_PART, n=count)
     norms = [vector_norm(p.detach(), dtype=torch.float64) for p in module.parameters()]
     return {
         "norm": [math.hypot(*map(float, norms))],

@@ -7,10 +7,11 @@ from typing import Protocol
 from monitor.record import Measurement
 from monitor.sinks.grafana import GrafanaSink
 from monitor.sinks.memory import MemorySink
-from monitor.sinks.parquet import ParquetSink, check_root
+from monitor.sinks.parquet import SUPERSEDED, ParquetSink, check_root
 from monitor.sinks.prometheus import PrometheusSink, check_port
 
 __all__ = [
+    "SUPERSEDED",
     "GrafanaSink",
     "MemorySink",
     "ParquetSink",

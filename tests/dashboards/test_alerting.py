@@ -17,7 +17,7 @@ from monitor.detection.noticing import Noticing
 from monitor.recorder import Recorder
 from monitor.sinks import ParquetSink
 from tests.monitor.detection.made_up import NUMBER, rising
-from tests.test_end_to_end import Server, free_port, program, started, wait_for
+from tests.programs import Server, free_port, program, started, wait_for
 
 
 @contextmanager

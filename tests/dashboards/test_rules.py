@@ -14,8 +14,8 @@ from monitor.detection.table import BROKEN
 from monitor.detection.table import SPEC as TRANSITIONS
 from monitor.probes import PROBES
 from tests.monitor.sinks.fabricated import measurement
+from tests.programs import program
 from tests.recorded import page
-from tests.test_end_to_end import program
 
 TRIED = Path(__file__).with_name("alerts.yml")
 GROUPS = [group for path in RULES for group in yaml.safe_load(path.read_text())["groups"]]

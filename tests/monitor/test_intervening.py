@@ -15,7 +15,7 @@ from torch import nn
 
 from monitor.measure import Monitor
 from tests.models import PlantedCircuit
-from tests.processes import came_through, run
+from tests.processes import came_through, first_decides, keep_on_the_first, run
 
 # Neither two nor three processes can cut it evenly.
 SEQUENCES = 5
@@ -33,20 +33,12 @@ def together(root: Path) -> None:
         measurement = watch.measure(model, step=0, seconds=math.inf)
     assert measurement.failures == ()
     assert [p.tolist() for p in model.parameters()] == before
-    if dist.get_rank() == 0:
-        measurement.frame("ablation").to_pickle(root / "table.pickle")
-    else:
-        assert measurement.readings == ()
+    keep_on_the_first(measurement, "ablation", root)
 
 
 def timed(root: Path) -> None:
-    """Whatever the others would allow."""
-    model, first = PlantedCircuit(), dist.get_rank() == 0
     with watching() as watch:
-        assert watch.measure(model, step=0, seconds=0.0 if first else math.inf).readings == ()
-        made = watch.measure(model, step=1, seconds=1e6 if first else 0.0)
-        assert len(made.readings) == first
-        assert made.failures == ()
+        first_decides(watch, PlantedCircuit())
 
 
 def failing(root: Path) -> None:

@@ -2,6 +2,7 @@
 autocast, hooks and what was compiled, also where its forward pass raises.
 """
 
+import math
 import random
 from collections.abc import Callable
 
@@ -9,15 +10,18 @@ import numpy as np
 import pytest
 import torch
 import torch._dynamo
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
 from monitor.anatomy import find_language_model
 from monitor.capture import observe
-from monitor.measure import measure
+from monitor.measure import Monitor, measure
+from monitor.record import Measurement
 from monitor.stimuli import repeated
 from monitor.untouched import untouched
 from tests import models
+from tests.callbacks.tiny import TinyLM
 from tests.models import AttentionOnly
 
 TOKENS = torch.arange(32).view(2, 16)
@@ -90,6 +94,35 @@ def state(model: nn.Module) -> dict:
         "grad mode": torch.is_grad_enabled(),
         "autocast": (torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")),
     }
+
+
+def trained(
+    probe: str,
+    text: Tensor,
+    *,
+    steps: int,
+    check: Callable[[Measurement], None] | None,
+) -> tuple[list, str]:
+    """What a training leaves of weights and random streams. With a `check` it is measured between
+    the gradients and the update of every step, which changes nothing of the model.
+    """
+    torch.manual_seed(0)
+    np.random.seed(0)
+    model = TinyLM(dropout=0.1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    with Monitor(None, probes=[probe], text=text) as watch:
+        for step in range(steps):
+            tokens = torch.randint(32, (4, 32))
+            logits = model(tokens)
+            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+            optimizer.zero_grad()
+            loss.backward()
+            if check is not None:
+                before = state(model)
+                check(watch.measure(model, step, seconds=math.inf))
+                assert state(model) == before
+            optimizer.step()
+    return [p.detach().tolist() for p in model.parameters()], str(streams())
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from torch import nn
 
 from monitor.measure import Monitor
 from tests.callbacks.tiny import TinyLM, text
-from tests.processes import came_through, run
+from tests.processes import came_through, first_decides, keep_on_the_first, run
 
 
 def built() -> nn.Module:
@@ -31,20 +31,12 @@ def together(root: Path) -> None:
         measurement = watch.measure(model, step=0, seconds=math.inf)
     assert measurement.failures == ()
     assert all(p.grad is None for p in model.parameters())
-    if dist.get_rank() == 0:
-        measurement.frame("learning_coefficient").to_pickle(root / "table.pickle")
-    else:
-        assert measurement.readings == ()
+    keep_on_the_first(measurement, "learning_coefficient", root)
 
 
 def timed(root: Path) -> None:
-    """The first process decides, whatever the others would allow."""
-    model, first = built(), dist.get_rank() == 0
     with watching() as watch:
-        assert watch.measure(model, step=0, seconds=0.0 if first else math.inf).readings == ()
-        made = watch.measure(model, step=1, seconds=1e6 if first else 0.0)
-        assert len(made.readings) == first
-        assert made.failures == ()
+        first_decides(watch, built())
 
 
 def failing(root: Path) -> None:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -16,10 +15,9 @@ from monitor.measure import Monitor, measure
 from monitor.probes import ablation, select
 from monitor.record import Measurement
 from monitor.subject import Subject
-from tests.callbacks.tiny import TinyLM
 from tests.models import PlantedCircuit
 from tests.monitor.probes.test_ablation import NOW, evidence_of, rows, subject_of, text_of
-from tests.monitor.test_untouched import state, streams
+from tests.monitor.test_untouched import trained
 
 
 def at(subject: Subject, seconds: float | None) -> Measurement:
@@ -123,35 +121,12 @@ def test_a_model_that_fails_when_ablated_is_a_failure_and_training_goes_on():
 
 
 def test_training_is_the_same_bit_for_bit_with_interventions():
-    def run(*, watched: bool) -> tuple:
-        torch.manual_seed(0)
-        np.random.seed(0)
-        model = TinyLM(dropout=0.1)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-        with Monitor(None, probes=["ablation"], text=torch.arange(64).view(2, 32) % 32) as watch:
-            for step in range(4):
-                tokens = torch.randint(32, (4, 32))
-                logits = model(tokens)
-                loss = nn.functional.cross_entropy(
-                    logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()
-                )
-                optimizer.zero_grad()
-                loss.backward()
-                if watched:
-                    before = state(model)
-                    assert (
-                        watch.measure(model, step, seconds=math.inf)
-                        .frame("ablation")["repeat_later"]
-                        .notna()
-                        .all()
-                    )
-                    assert state(model) == before
-                optimizer.step()
-        return [p.detach().tolist() for p in model.parameters()], streams()
+    def check(made: Measurement) -> None:
+        assert made.frame("ablation")["repeat_later"].notna().all()
 
-    (with_it, drawn), (without_it, drawn_without) = run(watched=True), run(watched=False)
+    text = torch.arange(64).view(2, 32) % 32
+    with_it, without_it = (trained("ablation", text, steps=4, check=each) for each in (check, None))
     assert with_it == without_it
-    assert str(drawn) == str(drawn_without)
 
 
 def test_ablations_say_how_many_passes_they_take():

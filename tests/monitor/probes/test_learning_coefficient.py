@@ -11,7 +11,6 @@ import math
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from monitor.anatomy import find_language_model
@@ -28,7 +27,7 @@ from monitor.walks import Chain, Sampled, Setting
 from tests.callbacks.tiny import TinyLM, text
 from tests.models import PlantedCircuit
 from tests.monitor.probes.test_ablation import NOW, text_of
-from tests.monitor.test_untouched import state, streams
+from tests.monitor.test_untouched import trained
 from tests.oracles import walks as oracle
 
 LOSSES = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)
@@ -276,27 +275,11 @@ def test_ablations_leave_what_is_set_aside():
 
 
 def test_training_is_the_same_bit_for_bit():
-    def run(*, watched: bool) -> tuple:
-        torch.manual_seed(0)
-        np.random.seed(0)
-        model = TinyLM(dropout=0.1)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-        with Monitor(None, probes=["learning_coefficient"], text=text(4)) as watch:
-            for step in range(3):
-                tokens = torch.randint(32, (4, 32))
-                logits = model(tokens)
-                loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
-                optimizer.zero_grad()
-                loss.backward()
-                if watched:
-                    before = state(model)
-                    made = watch.measure(model, step, seconds=math.inf)
-                    assert made.failures == ()
-                    assert made.frame("learning_coefficient")["rhat"].notna().all()
-                    assert state(model) == before
-                optimizer.step()
-        return [p.detach().tolist() for p in model.parameters()], streams()
+    def check(made: Measurement) -> None:
+        assert made.failures == ()
+        assert made.frame("learning_coefficient")["rhat"].notna().all()
 
-    (with_it, drawn_with), (without_it, drawn_without) = run(watched=True), run(watched=False)
+    with_it, without_it = (
+        trained("learning_coefficient", text(4), steps=3, check=each) for each in (check, None)
+    )
     assert with_it == without_it
-    assert str(drawn_with) == str(drawn_without)
