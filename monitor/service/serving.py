@@ -142,7 +142,13 @@ class Service:
             row
             for run in dict.fromkeys(asked.getlist("run"))
             for row in telling.series(
-                self._folder, run, table, field, asked.get("axis", "step"), dims, int(points)
+                self._folder,
+                run,
+                table=table,
+                field=field,
+                axis=asked.get("axis", "step"),
+                dims=dims,
+                points=int(points),
             )
         ]
         if form == "json":

@@ -48,6 +48,7 @@ def tables(folder: Folder, run: str) -> list[dict[str, Any]]:
 def series(
     folder: Folder,
     run: str,
+    *,
     table: str,
     field: str,
     axis: str,

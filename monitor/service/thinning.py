@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 
-def kept(values: np.ndarray, points: int) -> np.ndarray:
+def kept(values: np.ndarray[Any, Any], points: int) -> np.ndarray[Any, Any]:
     """Which of `values` to show, in order, where at most `points` (4 or more) can be.
 
     The first, the last, and of every one of equally many stretches the lowest and the highest; what
@@ -21,7 +23,7 @@ def kept(values: np.ndarray, points: int) -> np.ndarray:
     if len(numbers) == 0:
         return ends
     stretches = (points - 2) // 2
-    bounds = np.unique(np.linspace(0, len(numbers), stretches + 1).astype(int)[:-1])
+    bounds = np.unique(np.arange(stretches) * len(numbers) // stretches)
     of = np.searchsorted(bounds, np.arange(len(numbers)), side="right")
     order = np.lexsort((values[numbers], of))
     lowest = order[bounds]
