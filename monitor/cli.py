@@ -1,4 +1,4 @@
-"""The command line: `phasewatch demo`, `phasewatch transitions` and `phasewatch circuit`."""
+"""The command line: `phasewatch demo`, `transitions`, `serve` and `circuit`."""
 
 from __future__ import annotations
 
@@ -86,6 +86,28 @@ def transitions(
     if align:
         to.print()
         print_universality(to, formed, common)
+
+
+@app.command()
+def serve(
+    root: Annotated[Path, typer.Option(help="Folder of the tables.")] = Path("runs"),
+    host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="0: any free one.")] = 8787,
+) -> None:
+    """Serve every run under a folder, also while it is written: JSON, CSV, events and metrics."""
+    from monitor.service import Service
+
+    try:
+        service = Service(root, host=host, port=port)
+    except OSError as error:
+        typer.secho(f"phasewatch serve: {error}", fg="red", err=True)
+        raise typer.Exit(1) from error
+    empty = "" if root.is_dir() and any(root.iterdir()) else " (no runs yet)"
+    typer.echo(f"{root}{empty}: {service.url}")
+    try:
+        service.wait()
+    except KeyboardInterrupt:
+        service.close()
 
 
 @app.command()

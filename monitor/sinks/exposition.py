@@ -6,7 +6,7 @@ same in all of them. So it writes the headings, and the rows are put below these
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -68,29 +68,39 @@ class Page:
     """All that is shown at one time. Its text in each format is rendered once, when asked for."""
 
     def __init__(self, run: str, tables: Iterable[TableRows], others: Iterable[Metric]) -> None:
-        self._run = run
-        self._tables = tuple(tables)
+        self._runs = {run: tuple(tables)}
         self._others = tuple(others)
         self._texts: dict[str, bytes] = {}
 
+    @classmethod
+    def of_runs(cls, runs: Mapping[str, Iterable[TableRows]], others: Iterable[Metric]) -> Page:
+        """The page of several runs: a metric that many of them have is one metric."""
+        page = cls("", (), others)
+        page._runs = {run: tuple(tables) for run, tables in runs.items()}
+        return page
+
     def collect(self) -> list[Metric]:
         """The headings of the gauges, and the other metrics whole, for prometheus_client."""
-        return [*self._gauges, *self._others]
+        return [*(same[0] for same in self._gauges.values()), *self._others]
 
     def text(self, accept: str) -> tuple[bytes, str]:
         """The text in the format that is asked for, and its content type."""
         encode, content_type = choose_encoder(accept)
         if content_type not in self._texts:
-            gauges = {f"# TYPE {gauge.name} gauge\n".encode(): gauge for gauge in self._gauges}
+            gauges = {f"# TYPE {n} gauge\n".encode(): same for n, same in self._gauges.items()}
             self._texts[content_type] = b"".join(
-                line + gauges[line].rows() if line in gauges else line
+                line + b"".join(gauge.rows() for gauge in gauges.get(line, ()))
                 for line in encode(self).splitlines(keepends=True)
             )
         return self._texts[content_type], content_type
 
     @cached_property
-    def _gauges(self) -> list[_Gauge]:
-        return [gauge for table in self._tables for gauge in table.gauges(self._run)]
+    def _gauges(self) -> dict[str, list[_Gauge]]:
+        gauges: dict[str, list[_Gauge]] = {}
+        for run, tables in self._runs.items():
+            for gauge in (gauge for table in tables for gauge in table.gauges(run)):
+                gauges.setdefault(gauge.name, []).append(gauge)
+        return gauges
 
 
 class _Gauge(GaugeMetricFamily):

@@ -67,7 +67,7 @@ class PrometheusSink:
         self._dropped = 0
         self._step = "-"
         self._page = Page(run, (), self._about_run())
-        bound = _bound_socket(address, port)
+        bound = bound_socket(address, port)
         host, number = bound.getsockname()[:2]
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{number}"
         routes = [Route("/", self._landing_page), Route("/metrics", self._metrics_page)]
@@ -197,7 +197,7 @@ def check_port(port: int | None) -> None:
         raise ValueError(f"metrics_port={port!r}: expected 0 to 65535, or None for no metrics")
 
 
-def _bound_socket(address: str, port: int) -> socket.socket:
+def bound_socket(address: str, port: int, what: str = "metrics") -> socket.socket:
     """A socket that listens on `port`, or on the next free one where it is taken."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     candidates = range(port, min(port + _PORTS_TRIED, 65_536)) if port else [0]
@@ -209,6 +209,6 @@ def _bound_socket(address: str, port: int) -> socket.socket:
                 raise
             continue
         if candidate != port:
-            _log.warning("port %d is taken: metrics are served at port %d", port, candidate)
+            _log.warning("port %d is taken: %s are served at port %d", port, what, candidate)
         return bound
     raise OSError(errno.EADDRINUSE, f"ports {port} to {candidates[-1]} are all taken")
