@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import html
 import io
 import json
 import logging
@@ -18,10 +17,10 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from monitor.service import telling
+from monitor.service import pages, telling
 from monitor.service.following import Folder
 from monitor.sinks.prometheus import bound_socket
 
@@ -31,7 +30,8 @@ _POLL, _HEARTBEAT = 1.0, 15.0
 
 # By path: what it answers, and its parameters with whether each is needed.
 _PATHS: dict[str, tuple[str, dict[str, bool]]] = {
-    "/": ("The runs, as a page.", {}),
+    "/": ("The live page.", {}),
+    "/page/{name:path}": ("A file of the live page.", {}),
     "/api/runs": ("Every run and its state.", {}),
     "/api/tables": ("The tables of a run, as their probes declare them.", {"run": True}),
     "/api/series": (
@@ -68,7 +68,8 @@ class Service:
         name, number = bound.getsockname()[:2]
         self.url = f"http://{f'[{name}]' if ':' in name else name}:{number}"
         by_path = {
-            "/": self._index,
+            "/": self._page,
+            "/page/{name:path}": self._page,
             "/api/runs": self._runs,
             "/api/tables": self._tables,
             "/api/series": self._series,
@@ -101,23 +102,11 @@ class Service:
         self._server.should_exit = True
         self._thread.join(timeout=5)
 
-    def _index(self, _request: Request) -> Response:
-        rows = "".join(
-            f'<tr><th scope="row"><a href="/api/tables?run={(name := html.escape(run["run"]))}">'
-            f"{name}</a></th><td>{run['state']}</td><td>{run['last_step']}</td></tr>"
-            for run in telling.runs(self._folder)
-        )
-        found = (
-            "<table><caption>Runs</caption><tr><th scope=col>Run</th><th scope=col>State</th>"
-            f"<th scope=col>Last step</th></tr>{rows}</table>"
-            if rows
-            else f"<p>No runs in {html.escape(str(self._folder.root))} yet.</p>"
-        )
-        return HTMLResponse(
-            '<!doctype html><html lang="en"><meta charset="utf-8"><title>phasewatch</title>'
-            f'<h1>phasewatch</h1>{found}<p><a href="/metrics">Metrics</a> '
-            '<a href="/openapi.json">Endpoints</a></p></html>'
-        )
+    def _page(self, request: Request) -> Response:
+        told = pages.answer(request.path_params.get("name", "index.html"))
+        if told is None:
+            raise HTTPException(404)
+        return told
 
     def _runs(self, _request: Request) -> Response:
         return JSONResponse(telling.runs(self._folder))

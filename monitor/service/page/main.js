@@ -1,0 +1,99 @@
+// The page: which view the address names, the colour scheme, and whether the service is there.
+
+import { dark } from "./colours.js";
+import { follow, live } from "./data.js";
+import { h, refill, refusal } from "./dom.js";
+import { read, written } from "./place.js";
+import { RunList } from "./runs.js";
+import { RunPage } from "./run.js";
+
+const REST_MS = 1000;
+const holder = document.getElementById("main");
+let view = null;
+let place = null;
+
+function keep(now) {
+  history.replaceState(null, "", written(now));
+}
+
+function go(to) {
+  location.hash = written(to);
+}
+
+async function show() {
+  // Links within the page are no places.
+  if (location.hash && !location.hash.startsWith("#/")) return;
+  view?.close();
+  place = read(location.hash);
+  const mine = place.run.length === 0
+    ? new RunList(holder, (run) => go({ ...place, run }))
+    : new RunPage(holder, place, keep, go);
+  view = mine;
+  document.title = place.run.length ? `${place.run.join(", ")} – phasewatch` : "phasewatch";
+  try {
+    await mine.open();
+  } catch (error) {
+    if (view === mine) refill(holder, refusal(error), h("p", null, h("a", { href: "#/" }, "All runs")));
+    if (error.status === undefined) throw error;
+  }
+}
+
+let due = null;
+/** At most one update a second, however much is measured. */
+function changed(event) {
+  if (place?.run.length && event.run !== undefined && !place.run.includes(event.run)) return;
+  due ??= setTimeout(async () => {
+    try {
+      await view?.update();
+    } catch (error) {
+      if (error.status === undefined) throw error;
+    } finally {
+      due = null;
+    }
+  }, REST_MS);
+}
+
+let lost = false;
+function connected(there) {
+  const line = document.getElementById("connection");
+  line.textContent = there ? "live" : "disconnected, retrying";
+  line.className = there ? "live" : "lost";
+  // What happened meanwhile was not told.
+  if (there && lost) (view?.parts || view?.rows ? changed({}) : show());
+  lost = !there;
+}
+
+function schemes() {
+  const button = document.getElementById("theme");
+  const name = () => { button.textContent = dark() ? "Light" : "Dark"; };
+  const stored = () => {
+    try {
+      return localStorage.getItem("phasewatch-theme");
+    } catch {
+      return null;
+    }
+  };
+  const set = (theme) => {
+    if (theme === "dark" || theme === "light") document.documentElement.dataset.theme = theme;
+    name();
+    view?.restyle();
+  };
+  button.setAttribute("aria-label", "Switch between the dark and the light scheme");
+  button.addEventListener("click", () => {
+    const theme = dark() ? "light" : "dark";
+    try {
+      localStorage.setItem("phasewatch-theme", theme);
+    } catch {
+      // Where nothing may be stored it holds for this visit.
+    }
+    set(theme);
+  });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => set(stored()));
+  set(stored());
+}
+
+schemes();
+addEventListener("hashchange", show);
+if (!live) document.getElementById("connection").textContent = "report";
+follow(changed, connected);
+show();

@@ -1,0 +1,227 @@
+// Lines over the course of training, with their uncertainty, their nulls, what could not be
+// interpreted, and transitions. uPlot draws axes and lines; all else is drawn here around them.
+/* global uPlot */
+
+import { styled } from "./colours.js";
+import { drawEnds, drawLines, drawMarks } from "./drawing.js";
+import { number } from "./words.js";
+
+/**
+ * @typedef {Object} Line one series; `x` ascends. Where there is no such column it is absent.
+ * @property {string} name
+ * @property {string} run
+ * @property {string} colour
+ * @property {number[]} dash
+ * @property {number} width
+ * @property {(number|null)[]} x
+ * @property {(number|null)[]} value null where it was not measured or cannot be interpreted
+ * @property {(number|null)[]} [stderr]
+ * @property {(number|null)[]} [null]
+ * @property {(number|null)[]} [null_sd]
+ * @property {string[]} [validity]
+ * @property {boolean} hidden
+ */
+
+const HEIGHT = 250;
+const ZOOM = 0.6;
+
+export class Plot {
+  /**
+   * @param {HTMLElement} holder
+   * @param {Object} told
+   * @param {number} [told.height]
+   * @param {(x: number) => void} told.picked a click, or Enter at the cursor
+   * @param {(plot: Plot, x: number|null) => void} told.pointed where the cursor is
+   * @param {(zoom: {min: number, max: number}|null) => void} told.zoomed
+   */
+  constructor(holder, told) {
+    this.holder = holder;
+    this.told = told;
+    this.zoom = null;
+    // A click follows what drags a zoom, and is none.
+    this.dragged = false;
+    this.lines = [];
+    this.u = null;
+    holder.tabIndex = 0;
+    holder.addEventListener("keydown", (event) => this.#pressed(event));
+    this.sized = new ResizeObserver(() => this.#fit());
+    this.sized.observe(holder);
+  }
+
+  /**
+   * Draws lines; zoom and cursor stay where they are.
+   * @param {Line[]} lines
+   * @param {Object} how marks, here (the chosen step), format of x, x and y (linear or log), unit
+   */
+  show(lines, how) {
+    const same = this.u !== null && lines.length === this.lines.length
+      && how.look === this.how.look && lines.every((line, at) =>
+        line.colour === this.lines[at].colour && line.hidden === this.lines[at].hidden);
+    this.lines = lines;
+    this.how = how;
+    this.span = spanned(lines);
+    const data = joined(lines);
+    if (same) {
+      this.u.setData(data, false);
+      this.#rescale();
+    } else {
+      this.u?.destroy();
+      this.u = new uPlot(this.#options(), data, this.holder);
+      this.#rescale();
+    }
+  }
+
+  /** Draws again, as after a change of the colour scheme or of what is chosen. */
+  redraw(how) {
+    Object.assign(this.how, how);
+    this.u?.redraw(false, false);
+  }
+
+  /** Shows from `min` to `max`; null: all. */
+  zoomTo(zoom) {
+    this.zoom = zoom;
+    this.#rescale();
+    this.told.zoomed(zoom);
+  }
+
+  close() {
+    this.sized.disconnect();
+    this.u?.destroy();
+    this.u = null;
+  }
+
+  #rescale() {
+    const [min, max] = this.span;
+    this.u.setScale("x", this.zoom ?? { min, max: max > min ? max : min + 1 });
+  }
+
+  #fit() {
+    const width = this.holder.clientWidth;
+    if (this.u !== null && width > 0 && width !== this.u.width) {
+      this.u.setSize({ width, height: this.u.height });
+    }
+  }
+
+  #options() {
+    const quiet = styled("--quiet");
+    const axis = { stroke: quiet, font: "11px system-ui, sans-serif",
+      grid: { stroke: styled("--grid"), width: 1 }, ticks: { stroke: styled("--grid"), width: 1, size: 4 } };
+    const positive = this.lines.every((line) => line.value.every((v) => v === null || v > 0));
+    const largest = Math.max(1e-9, ...extremes(this.lines, null).map(Math.abs));
+    const log = positive ? { distr: 3 }
+      : { distr: 4, asinh: 10 ** Math.floor(Math.log10(largest / 100)) };
+    return {
+      width: Math.max(200, this.holder.clientWidth),
+      height: this.told.height ?? HEIGHT,
+      padding: [16, 64, 0, 0],
+      legend: { show: false },
+      cursor: {
+        y: false,
+        drag: { x: true, y: false, setScale: false },
+        points: { size: 6 },
+        sync: { key: "x", scales: ["x", null], setSeries: false,
+          filters: { pub: (type) => type === "mousemove" || type === "mouseleave" } },
+        bind: {
+          dblclick: () => () => this.zoomTo(null),
+          click: (u, _target, handler) => (event) => {
+            handler(event);
+            if (!this.dragged) this.told.picked(u.posToVal(u.cursor.left, "x"));
+            this.dragged = false;
+          },
+        },
+      },
+      scales: {
+        x: { time: false, ...(this.how.x === "log" ? { distr: 4, asinh: this.how.threshold } : {}),
+          range: (_u, min, max) => [min, max] },
+        y: { ...(this.how.y === "log" ? log : {}),
+          range: () => padded(extremes(this.lines, this.zoom), this.how.y === "log" && positive) },
+      },
+      axes: [
+        { ...axis, size: 34, values: (_u, splits) => splits.map((v) => (v === null ? "" : this.how.format(v))) },
+        { ...axis, size: 56, values: (_u, splits) => splits.map((v) => (v === null ? "" : number(v))) },
+      ],
+      series: [{}, ...this.lines.map((line) => ({
+        label: line.name, stroke: line.colour, width: line.width, dash: line.dash,
+        show: !line.hidden, points: { show: (_u, _at, from, to) => to - from < 40, size: 4 } }))],
+      hooks: {
+        drawClear: [(u) => { drawMarks(u, this.how); drawLines(u, this.lines); }],
+        draw: [(u) => drawEnds(u, this.lines)],
+        setCursor: [(u) => this.told.pointed(this, u.cursor.left < 0 ? null : u.posToVal(u.cursor.left, "x"))],
+        setSelect: [(u) => this.#selected(u)],
+      },
+    };
+  }
+
+  #selected(u) {
+    const { left, width } = u.select;
+    if (width < 4) return;
+    const zoom = { min: u.posToVal(left, "x"), max: u.posToVal(left + width, "x") };
+    this.dragged = true;
+    u.setSelect({ left: 0, top: 0, width: 0, height: 0 }, false);
+    this.zoomTo(zoom);
+  }
+
+  #pressed(event) {
+    if (this.u === null || event.target !== this.holder) return;
+    const { width } = this.u.over.getBoundingClientRect();
+    const at = this.u.cursor.left < 0 ? width : this.u.cursor.left;
+    const move = (by) => this.u.setCursor({ left: Math.min(width - 1, Math.max(0, at + by)), top: 0 });
+    const scaled = (by) => {
+      const [low, high] = [0, width].map((p) => this.u.posToVal(at + (p - at) * by, "x"));
+      const [min, max] = this.span;
+      this.zoomTo(low <= min && high >= max ? null : { min: Math.max(low, min), max: Math.min(high, max) });
+    };
+    const keys = {
+      ArrowLeft: () => move(event.shiftKey ? -50 : -8),
+      ArrowRight: () => move(event.shiftKey ? 50 : 8),
+      Home: () => move(-width),
+      End: () => move(width),
+      "+": () => scaled(ZOOM),
+      "-": () => scaled(1 / ZOOM),
+      Escape: () => this.zoomTo(null),
+      Enter: () => this.told.picked(this.u.posToVal(at, "x")),
+    };
+    if (!(event.key in keys) || event.ctrlKey || event.metaKey || event.altKey) return;
+    event.preventDefault();
+    keys[event.key]();
+  }
+}
+
+/** Lines of different x as uPlot has them: where one has no point it goes on, at null it stops. */
+function joined(lines) {
+  if (lines.length === 0) return [[]];
+  return uPlot.join(lines.map((line) => [line.x, line.value]));
+}
+
+function spanned(lines) {
+  const firsts = lines.filter((line) => line.x.length).map((line) => line.x[0]);
+  const lasts = lines.filter((line) => line.x.length).map((line) => line.x.at(-1));
+  return firsts.length ? [Math.min(...firsts), Math.max(...lasts)] : [0, 1];
+}
+
+/** The lowest and the highest of what is drawn in the stretch, bands included. */
+function extremes(lines, zoom) {
+  let low = Infinity;
+  let high = -Infinity;
+  const seen = (value, by) => {
+    if (value === null || value === undefined || !Number.isFinite(value)) return;
+    const spread = Number.isFinite(by) ? 1.96 * by : 0;
+    low = Math.min(low, value - spread);
+    high = Math.max(high, value + spread);
+  };
+  for (const line of lines) {
+    if (line.hidden) continue;
+    for (let i = 0; i < line.x.length; i += 1) {
+      if (zoom !== null && (line.x[i] < zoom.min || line.x[i] > zoom.max)) continue;
+      seen(line.value[i], line.stderr?.[i]);
+      if (line.value[i] !== null) seen(line.null?.[i], line.null_sd?.[i]);
+    }
+  }
+  return low <= high ? [low, high] : [0, 1];
+}
+
+function padded([low, high], log) {
+  if (log) return [Math.max(low, high * 1e-6) / 1.1, high * 1.1];
+  const room = (high - low || Math.abs(high) || 1) * 0.06;
+  return [low - room, high + room];
+}

@@ -1,0 +1,95 @@
+// What was said of changes: bands in every chart, a list with intervals, and which came before which.
+
+import { h, svg, table } from "./dom.js";
+import { number, spoken, whole } from "./words.js";
+
+/**
+ * @typedef {Object} Transition
+ * @property {string} name its number in the list, as in the charts
+ * @property {string} run
+ * @property {string} series
+ * @property {string} kind
+ * @property {"provisional"|"confirmed"|"retracted"} state what was said last
+ * @property {number} from @property {number} at @property {number} to steps
+ * @property {number|null} low @property {number|null} high of the midpoint, 95%
+ * @property {Object} row what was said last
+ * @property {Array<{state: string, step: number}>} said
+ */
+
+/** The transitions of all runs, each from all that was said of it. @returns {Transition[]} */
+export function gathered(byRun) {
+  const found = [];
+  for (const [run, rows] of byRun) {
+    const of = new Map();
+    for (const row of rows) {
+      const key = `${row.series}\n${row.detected_at}`;
+      of.set(key, [...(of.get(key) ?? []), row]);
+    }
+    for (const said of of.values()) {
+      const row = said.at(-1);
+      const at = row.midpoint ?? row.began ?? row.detected_at;
+      found.push({ run, series: row.series, kind: row.kind, state: row.state, row,
+        from: row.onset ?? at, at, to: row.end ?? at,
+        low: row.midpoint_low ?? null, high: row.midpoint_high ?? null,
+        said: said.map(({ state, step }) => ({ state, step })) });
+    }
+  }
+  found.sort((a, b) => a.at - b.at);
+  return found.map((one, at) => ({ ...one, name: String(at + 1) }));
+}
+
+const KINDS = { change: "changes", formation: "forms", break: "breaks" };
+
+/** An interval, or the number alone where there is none. */
+function between(value, low, high) {
+  if (value === null || value === undefined) return "no fit yet";
+  return low === null || low === undefined ? whole(value)
+    : `${whole(value)} (${whole(low)} to ${whole(high)})`;
+}
+
+/**
+ * The list of transitions. `jump` is called with the one that was chosen.
+ * @param {Transition[]} transitions
+ */
+export function list(transitions, several, jump) {
+  if (transitions.length === 0) {
+    return h("p", { class: "nothing" }, "Nothing was said of any change yet. Changes, formations and breaks "
+      + "are said while a run is measured, in the table 'transitions'; `phasewatch transitions --fit` fits "
+      + "whole runs afterwards.");
+  }
+  const last = Math.max(...transitions.flatMap((one) => [one.to, one.high ?? 0, one.row.step]));
+  return table("Transitions", [
+    ["No.", (one) => h("button", { type: "button", "data-transition": one.name,
+      "aria-label": `Go to transition ${one.name}, ${one.series}`, onclick: () => jump(one) }, one.name)],
+    ...(several ? [["Run", (one) => one.run]] : []),
+    ["Series", (one) => one.series],
+    ["What", (one) => `${KINDS[one.kind] ?? one.kind}, ${one.row.direction ?? ""}`],
+    ["State", (one) => h("span", { class: `state ${one.state}` }, one.state)],
+    ["Midpoint, 95%", (one) => (one.kind === "change" ? between(one.row.midpoint, one.low, one.high)
+      : `at ${whole(one.at)}`)],
+    ["Onset to end", (one) => (one.row.onset === null || one.row.onset === undefined ? "–"
+      : `${whole(one.row.onset)} to ${whole(one.row.end)}`)],
+    ["Where", (one) => lane(one, last)],
+    ["Said", (one) => one.said.map(({ state, step }) => `${state} at ${whole(step)}`).join(", ")],
+    ["Beside", (one) => one.row.label || "–"],
+  ], transitions);
+}
+
+function lane(one, last) {
+  const x = (step) => 160 * (step / (last || 1));
+  const band = (low, high, className) => svg("rect", { x: x(low), y: 2, height: 10, class: className,
+    width: Math.max(2, x(high) - x(low)) });
+  return svg("svg", { width: 164, height: 14, class: `lane ${one.state}`, role: "img",
+    "aria-label": `steps ${whole(one.from)} to ${whole(one.to)} of ${whole(last)}` },
+  svg("line", { x1: 0, x2: 160, y1: 7, y2: 7, class: "track" }), band(one.from, one.to, "span"),
+  one.low === null ? null : band(one.low, one.high, "interval"), band(one.at, one.at, "point"));
+}
+
+/** Leads as a table, with whatever the service says of each. */
+export function leads(rows, several) {
+  const kept = (name) => several || name !== "run";
+  const names = [...new Set(rows.flatMap((row) => Object.keys(row)))].filter(kept);
+  const shown = (value) => (typeof value === "number" ? number(value) : value === null || value === undefined
+    ? "–" : String(value));
+  return table("Leads", names.map((name) => [spoken(name), (row) => shown(row[name])]), rows);
+}
