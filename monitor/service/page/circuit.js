@@ -88,7 +88,7 @@ function drawn(edges, title, opened) {
     return [svg("line", { x1: x, y1: y, x2: tx, y2: ty, class: `edge ${edge.kind} ${edge.beyond ? "beyond" : "chance"}`,
       "stroke-width": 1.5 + 5 * Math.min(1, Math.max(0, edge.beyond ? edge.share : 0)),
       "stroke-dasharray": edge.known ? (edge.beyond ? null : "7 4") : "2 4" }),
-    svg("text", { x: x + along * (tx - x) + 6, y: y + along * (ty - y), class: "strength" }, edge.text)];
+    svg("text", { x: x + along * (tx - x) + 10, y: y + along * (ty - y) + (edge.kind === "k" ? 16 : 0), class: "strength" }, edge.text)];
   };
   const foot = (name) => svg("line", { x1: places.get(name)[0], y1: height - 24, x2: places.get(name)[0],
     y2: places.get(name)[1], class: "stem" });

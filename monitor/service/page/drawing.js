@@ -57,10 +57,11 @@ export function drawMarks(u, how) {
   u.ctx.save();
   u.ctx.font = FONT.replace("11", String(11 * px));
   u.ctx.textBaseline = "bottom";
+  u.ctx.textAlign = "left";
   for (const mark of [...how.marks].sort((a, b) => a.at - b.at)) {
     const place = x(mark.at);
     if (place < left || place > left + width) continue;
-    const text = mark.state === "confirmed" ? mark.name : `${mark.name} ${mark.state}`;
+    const text = mark.state === "confirmed" || how.brief ? mark.name : `${mark.name} ${mark.state}`;
     const at = Math.max(place - 3 * px, free);
     if (at + u.ctx.measureText(text).width > left + width + 60 * px) continue;
     u.ctx.fillStyle = styled(`--${mark.state}`);
@@ -115,6 +116,7 @@ export function drawEnds(u, lines) {
   u.ctx.save();
   u.ctx.font = FONT.replace("11", String(11 * px));
   u.ctx.textBaseline = "middle";
+  u.ctx.textAlign = "left";
   let free = -Infinity;
   // Names keep a line's height apart; those for which there is no room are in the legend alone.
   for (const { y, line } of ends.sort((a, b) => a.y - b.y).slice(0, MOST_NAMES)) {

@@ -61,7 +61,7 @@ export class Figure {
     this.holder.addEventListener("mouseleave", () => { this.hovered = false; this.tip.hidden = true; });
     this.holder.addEventListener("blur", () => { this.tip.hidden = true; });
     this.plot = new Plot(this.holder, {
-      height: sketch.small ? 150 : 250,
+      brief: sketch.small,
       picked: (x) => page.pick(x),
       pointed: (_plot, x) => this.#point(x),
       zoomed: (zoom) => { this.reset.hidden = zoom === null; },
@@ -187,12 +187,16 @@ export class Figure {
     const told = asked.map((curve) => [curve, this.page.declared(curve.table, curve.field)])
       .filter(([, field]) => field !== undefined);
     const one = told.length === 1;
-    refill(this.caption, told.map(([curve, field]) => h("p", null,
+    const each = told.map(([curve, field]) => h("p", null,
       one ? null : h("b", null, `${spoken(curve.field)}: `), field.help,
       field.unit ? ` In ${field.unit}.` : null,
       h("span", null, field.null ? ` Dotted: null, ${field.null}.` : " It has no null."),
-      field.fooled_by ? h("span", null, h("b", null, " Fooled by: "), field.fooled_by) : null)),
-    told.some(([, field]) => field.stderr) ? h("p", null, "Bands: 95% intervals.") : null);
+      field.fooled_by ? h("span", null, h("b", null, " Fooled by: "), field.fooled_by) : null));
+    const units = [...new Set(told.map(([, field]) => field.unit).filter(Boolean))].join(", ");
+    const bands = told.some(([, field]) => field.stderr) ? "Bands: 95% intervals." : "";
+    refill(this.caption, one ? each : h("details", { open: this.caption.querySelector("[open]") !== null },
+      h("summary", null, `${units ? `In ${units}. ` : ""}Dotted: nulls. What each is, and what can fool it`), each),
+    h("p", null, bands));
   }
 
   #point(x) {

@@ -17,6 +17,7 @@ export function linesOf(found, page, hidden) {
   const several = page.place.run.length > 1;
   const groups = [...new Set(found.map((one) => key(one)))];
   const used = new Map();
+  const constant = same(found);
   return found.map((one) => {
     const { series, run } = one;
     const dims = series.dims ?? {};
@@ -26,7 +27,7 @@ export function linesOf(found, page, hidden) {
     const rank = used.get(colour) ?? 0;
     used.set(colour, rank + 1);
     const at = page.place.run.indexOf(run);
-    const short = [one.fields > 1 ? spoken(one.field) : "", named(dims)].filter(Boolean).join(" ")
+    const short = [one.fields > 1 ? spoken(one.field) : "", named(without(dims, constant))].filter(Boolean).join(" ")
       || spoken(one.field);
     const name = several ? `${short} · ${run}` : short;
     const shift = page.offset(run);
@@ -41,6 +42,16 @@ export function linesOf(found, page, hidden) {
     line.value = line.told.map((value, i) => ((line.validity?.[i] ?? "ok") === "ok" ? value : null));
     return line;
   });
+}
+
+/** The dimensions in which none differs: they need not be named. */
+function same(found) {
+  const [first, ...others] = found.map((one) => one.series.dims ?? {});
+  return others.length === 0 ? [] : Object.keys(first).filter((dim) => others.every((dims) => dims[dim] === first[dim]));
+}
+
+function without(dims, names) {
+  return Object.fromEntries(Object.entries(dims).filter(([name]) => !names.includes(name)));
 }
 
 /** What lines of different runs have in common. */

@@ -23,13 +23,14 @@ import { number } from "./words.js";
  */
 
 const HEIGHT = 250;
+const SMALL = 150;
 const ZOOM = 0.6;
 
 export class Plot {
   /**
    * @param {HTMLElement} holder
    * @param {Object} told
-   * @param {number} [told.height]
+   * @param {boolean} [told.brief] a small one, without names at the ends
    * @param {(x: number) => void} told.picked a click, or Enter at the cursor
    * @param {(plot: Plot, x: number|null) => void} told.pointed where the cursor is
    * @param {(zoom: {min: number, max: number}|null) => void} told.zoomed
@@ -112,8 +113,8 @@ export class Plot {
       : { distr: 4, asinh: 10 ** Math.floor(Math.log10(largest / 100)) };
     return {
       width: Math.max(200, this.holder.clientWidth),
-      height: this.told.height ?? HEIGHT,
-      padding: [16, 64, 0, 0],
+      height: this.told.brief ? SMALL : HEIGHT,
+      padding: [16, this.told.brief ? 8 : 64, 0, 0],
       legend: { show: false },
       cursor: {
         y: false,
@@ -137,15 +138,15 @@ export class Plot {
           range: () => padded(extremes(this.lines, this.zoom), this.how.y === "log" && positive) },
       },
       axes: [
-        { ...axis, size: 34, values: (_u, splits) => splits.map((v) => (v === null ? "" : this.how.format(v))) },
+        { ...axis, size: 26, values: (_u, splits) => splits.map((v) => (v === null ? "" : this.how.format(v))) },
         { ...axis, size: 56, values: (_u, splits) => splits.map((v) => (v === null ? "" : number(v))) },
       ],
       series: [{}, ...this.lines.map((line) => ({
         label: line.name, stroke: line.colour, width: line.width, dash: line.dash,
         show: !line.hidden, points: { show: (_u, _at, from, to) => to - from < 40, size: 4 } }))],
       hooks: {
-        drawClear: [(u) => { drawMarks(u, this.how); drawLines(u, this.lines); }],
-        draw: [(u) => drawEnds(u, this.lines)],
+        drawClear: [(u) => { drawMarks(u, { ...this.how, brief: this.told.brief }); drawLines(u, this.lines); }],
+        draw: [(u) => { if (!this.told.brief) drawEnds(u, this.lines); }],
         setCursor: [(u) => this.told.pointed(this, u.cursor.left < 0 ? null : u.posToVal(u.cursor.left, "x"))],
         setSelect: [(u) => this.#selected(u)],
       },

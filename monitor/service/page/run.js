@@ -120,8 +120,8 @@ export class RunPage {
     const set = (name) => (value) => { place[name] = value; this.keep(); this.#again(); };
     const series = [...new Set(this.transitions.map((one) => one.series))];
     refill(this.bar, switches("Axis", Object.entries(AXES), place.axis, set("axis")),
-      switches("Across", [["linear", "Linear"], ["log", "Log"]], place.x, set("x")),
-      switches("Up", [["linear", "Linear"], ["log", "Log"]], place.y, set("y")),
+      switches("Horizontal", [["linear", "Linear"], ["log", "Log"]], place.x, set("x")),
+      switches("Vertical", [["linear", "Linear"], ["log", "Log"]], place.y, set("y")),
       series.length ? choice("Align at", [["", "start"], ...series], place.align, set("align")) : null,
       this.has("induction") || this.has("circuit") || this.curves.length ? this.slider.element : null);
   }

@@ -17,10 +17,13 @@ export function number(value) {
   return size >= 1e4 ? counted.format(value) : String(Number(value.toPrecision(4)));
 }
 
-/** A value with its 95% interval. */
+/** A value with its 95% interval, to two figures of that. */
 export function within(value, stderr) {
-  return Number.isFinite(stderr) && stderr !== null
-    ? `${number(value)} ± ${number(1.96 * stderr)}` : number(value);
+  const half = 1.96 * stderr;
+  if (!Number.isFinite(value) || value === null || !Number.isFinite(stderr) || !(half > 0)) return number(value);
+  const places = 1 - Math.floor(Math.log10(half));
+  if (places > 5 || Math.abs(value) >= 1e6) return `${number(value)} ± ${number(half)}`;
+  return `${value.toFixed(Math.max(0, places))} ± ${half.toFixed(Math.max(0, places))}`;
 }
 
 /** A length of time in seconds. */
