@@ -145,7 +145,7 @@ def test_nothing_outside_the_root_is_served(tmp_path, serve):
         ("run=r&table=heads&field=by", "unknown field"),
         ("run=r&table=heads&field=score&axis=x", "unknown axis"),
         ("run=r&table=heads&field=score&points=3", "from 4"),
-        ("run=r&table=heads&field=score&format=xml", "json or csv"),
+        ("run=r&table=heads&field=score&format=xml", "unknown format"),
         ("run=r&table=heads&field=score&depth=1", "unknown dimension"),
         ("run=r&table=heads&field=score&layer=x", "whole number"),
     ],
