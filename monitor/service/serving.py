@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import logging
 import threading
@@ -20,8 +18,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from monitor.service import pages, telling
+from monitor.service import charting, pages, telling
+from monitor.service.charting import Asked, Charts
 from monitor.service.following import Folder
+from monitor.service.gathering import Gatherer
 from monitor.sinks.prometheus import bound_socket
 
 _log = logging.getLogger("phasewatch")
@@ -31,15 +31,21 @@ _POLL, _HEARTBEAT = 1.0, 15.0
 # By path: what it answers, and its parameters with whether each is needed.
 _PATHS: dict[str, tuple[str, dict[str, bool]]] = {
     "/": ("The live page.", {}),
-    "/page/{name:path}": ("A file of the live page.", {}),
     "/api/runs": ("Every run and its state.", {}),
     "/api/tables": ("The tables of a run, as their probes declare them.", {"run": True}),
     "/api/series": (
         "A field along an axis. Other parameters are dimensions, such as layer=3; run can repeat.",
         dict.fromkeys(("run", "table", "field"), True)
-        | dict.fromkeys(("axis", "points", "format"), False),
+        | dict.fromkeys(("axis", "points", "top", "format"), False),
     ),
-    "/api/transitions": ("What was said of changes in a run.", {"run": True}),
+    "/api/rows": (
+        "The rows of a table at the last measurement at or before a step; field can repeat.",
+        {"run": True, "table": True, "step": False, "field": False, "format": False},
+    ),
+    "/api/transitions": (
+        "What was said of changes; run can repeat.",
+        {"run": True, "axis": False},
+    ),
     "/api/events": ("Server-sent events: one for each new measurement.", {}),
     "/metrics": ("The latest values of all runs, for Prometheus.", {}),
     "/healthz": ("Whether the service lives.", {}),
@@ -64,15 +70,17 @@ class Service:
         budget: int = 2_000,
     ) -> None:
         self._folder, self._budget = Folder(Path(root)), budget
+        self._gatherer = Gatherer(self._folder)
+        self._charts = Charts(self._folder, self._gatherer)
         bound = bound_socket(host, port, "runs")
         name, number = bound.getsockname()[:2]
         self.url = f"http://{f'[{name}]' if ':' in name else name}:{number}"
         by_path = {
             "/": self._page,
-            "/page/{name:path}": self._page,
             "/api/runs": self._runs,
             "/api/tables": self._tables,
             "/api/series": self._series,
+            "/api/rows": self._rows,
             "/api/transitions": self._transitions,
             "/api/events": self._events,
             "/metrics": self._metrics,
@@ -81,7 +89,10 @@ class Service:
             "/openapi.json": self._openapi,
         }
         app = Starlette(
-            routes=[Route(path, by_path[path]) for path in _PATHS],
+            routes=[
+                *(Route(path, by_path[path]) for path in _PATHS),
+                Route("/page/{name:path}", self._page),
+            ],
             exception_handlers={HTTPException: _refused, ValueError: _wrong, LookupError: _absent},
         )
         settings = uvicorn.Config(
@@ -101,6 +112,7 @@ class Service:
         """Stops listening."""
         self._server.should_exit = True
         self._thread.join(timeout=5)
+        self._gatherer.close()
 
     def _page(self, request: Request) -> Response:
         told = pages.answer(request.path_params.get("name", "index.html"))
@@ -115,38 +127,36 @@ class Service:
         return JSONResponse(telling.tables(self._folder, _needed(request, "run")))
 
     def _transitions(self, request: Request) -> Response:
-        return JSONResponse(telling.transitions(self._folder, _needed(request, "run")))
+        runs, axis = _runs_of(request), request.query_params.get("axis", "step")
+        return JSONResponse(charting.transitions(self._folder, self._gatherer, runs, axis))
 
     def _series(self, request: Request) -> Response:
         asked = request.query_params
-        table, field = _needed(request, "table"), _needed(request, "field")
-        _needed(request, "run")
-        points, form = asked.get("points", "1000"), asked.get("format", "json")
-        if not (points.isascii() and points.isdecimal() and 4 <= int(points) <= 100_000):
-            raise ValueError(f"points={points!r}: expected a whole number from 4 to 100000")
-        if form not in ("json", "csv"):
-            raise ValueError(f"format={form!r}: expected json or csv")
-        dims = {k: v for k, v in asked.items() if k not in _PATHS["/api/series"][1]}
-        rows = [
-            row
-            for run in dict.fromkeys(asked.getlist("run"))
-            for row in telling.series(
-                self._folder,
-                run,
-                table=table,
-                field=field,
+        known = [*_PATHS["/api/series"][1]]
+        text, kind = self._charts.series(
+            _runs_of(request),
+            Asked(
+                table=_needed(request, "table"),
+                field=_needed(request, "field"),
                 axis=asked.get("axis", "step"),
-                dims=dims,
-                points=int(points),
-            )
-        ]
-        if form == "json":
-            return JSONResponse(rows)
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)))
-        writer.writeheader()
-        writer.writerows(rows)
-        return Response(text.getvalue(), media_type="text/csv")
+                dims={name: value for name, value in asked.items() if name not in known},
+                points=_count(request, "points", 4, 100_000) or 1_000,
+                top=_count(request, "top", 1, 1_000),
+            ),
+            asked.get("format", "json"),
+        )
+        return Response(text, media_type=kind)
+
+    def _rows(self, request: Request) -> Response:
+        text, kind = charting.rows(
+            self._folder,
+            _needed(request, "run"),
+            table=_needed(request, "table"),
+            step=_count(request, "step", 0, 2**62),
+            fields=request.query_params.getlist("field"),
+            form=request.query_params.get("format", "columns"),
+        )
+        return Response(text, media_type=kind)
 
     async def _events(self, _request: Request) -> Response:
         return StreamingResponse(self._told(), media_type="text/event-stream")
@@ -208,6 +218,20 @@ def _described() -> dict[str, Any]:
             for path, (summary, parameters) in _PATHS.items()
         },
     }
+
+
+def _runs_of(request: Request) -> list[str]:
+    _needed(request, "run")
+    return [*dict.fromkeys(request.query_params.getlist("run"))]
+
+
+def _count(request: Request, name: str, least: int, most: int) -> int | None:
+    text = request.query_params.get(name)
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdecimal() and len(text) < 20 and least <= int(text) <= most):
+        raise ValueError(f"{name}={text!r}: expected a whole number from {least} to {most}")
+    return int(text)
 
 
 def _needed(request: Request, name: str) -> str:
