@@ -7,13 +7,14 @@ const DASHES = [[], [7, 3], [12, 4], [7, 3, 2, 3], [3, 3], [14, 3, 3, 3]];
 const COLUMNS = ["value", "stderr", "null", "null_sd", "validity"];
 
 /**
- * @param {Array<{run: string, field: string, fields: number, series: Object}>} found each a series of
+ * @param {Array<{run: string, field: string, fields: number, series: Object}>} all each a series of
  *   an answer, with its field, and how many fields the figure has
  * @param {Object} page the runs, the layers, and where 0 is of each run
  * @param {Set<string>} hidden names of lines that are not to be shown
  * @returns {import("./plot.js").Line[]}
  */
-export function linesOf(found, page, hidden) {
+export function linesOf(all, page, hidden) {
+  const found = all.map((one) => ({ ...one, series: placed(one.series) }));
   const several = page.place.run.length > 1;
   const groups = [...new Set(found.map((one) => key(one)))];
   const used = new Map();
@@ -29,7 +30,7 @@ export function linesOf(found, page, hidden) {
     const at = page.place.run.indexOf(run);
     const short = [one.fields > 1 ? spoken(one.field) : "", named(without(dims, constant))].filter(Boolean).join(" ")
       || spoken(one.field);
-    const name = several ? `${short} · ${run}` : short;
+    const name = several ? `${short} ${page.letter(run)}` : short;
     const shift = page.offset(run);
     const line = { name, short, run, dims, field: one.field, colour, shift,
       dash: DASHES[(several ? at : rank) % DASHES.length], width: rank === 0 || several ? 2 : 1.5,
@@ -52,6 +53,14 @@ function same(found) {
 
 function without(dims, names) {
   return Object.fromEntries(Object.entries(dims).filter(([name]) => !names.includes(name)));
+}
+
+/** A series without the points of which it is not known where on the axis they lie. */
+function placed(series) {
+  if (!series.axis.includes(null)) return series;
+  const there = (_value, i) => series.axis[i] !== null;
+  const columns = Object.entries(series).map(([name, column]) => [name, Array.isArray(column) ? column.filter(there) : column]);
+  return Object.fromEntries(columns);
 }
 
 /** What lines of different runs have in common. */

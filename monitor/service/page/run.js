@@ -65,13 +65,13 @@ export class RunPage {
     const several = mine.length > 1;
     refill(this.top, h("h1", null, several ? `${mine.length} runs over each other` : mine[0]?.run ?? ""),
       h("ul", { class: "facts" }, mine.map((info) => h("li", null,
-        several ? h("b", null, info.run) : null, stateOf(info),
+        several ? h("b", null, `${this.letter(info.run)} ${info.run}`) : null, stateOf(info),
         h("span", null, `step ${whole(info.last_step)}`), h("span", null, `${about(info.tokens)} tokens`),
         h("span", null, `${whole(info.measurements)} measurements`), h("span", null, `last ${ago(info.time)}`),
         info.model ? h("span", null, `${info.model}, ${about(info.parameters)} parameters`) : null,
         info.seed === null || info.seed === undefined ? null : h("span", null, `seed ${info.seed}`),
-        several ? h("button", { type: "button", onclick: () => this.#with(this.place.run.filter((run) => run !== info.run)) },
-          `Leave out ${info.run}`) : null))),
+        several ? h("button", { type: "button", "aria-label": `Leave out ${info.run}`,
+          onclick: () => this.#with(this.place.run.filter((run) => run !== info.run)) }, "Leave out") : null))),
       others.length ? choice("Lay another run over it", [["", "choose"], ...others.map((run) => [run, run])], "",
         (run) => this.#with([...this.place.run, run])) : null);
   }
@@ -95,8 +95,7 @@ export class RunPage {
   async #locate() {
     const { run, axis } = this.place;
     await Promise.all(run.map((name) => this.moments.learn(name, this.tables, axis)));
-    const rows = await Promise.all(run.map(async (name) => [name, await answer("/api/transitions", { run: name })]));
-    this.transitions = gathered(rows);
+    this.transitions = gathered(await answer("/api/transitions", { run }));
   }
 
   #build() {
@@ -255,6 +254,9 @@ export class RunPage {
     return this.place.run.includes(chosen) ? chosen : this.place.run[0];
   }
 
+  /** What a run is called beside others. */
+  letter(run) { return String.fromCodePoint(65 + this.place.run.indexOf(run)); }
+
   async learn(table) {
     if (this.learnt.has(table)) return;
     const [field] = this.tables.get(table).fields;
@@ -289,8 +291,9 @@ export class RunPage {
 
   look() {
     const on = (run, step) => this.moments.onAxis(run, step) - this.offset(run);
+    const several = this.place.run.length > 1;
     const marks = this.transitions.filter((one) => this.aligned(one.run)).map((one) => ({
-      name: one.name, state: one.state, series: one.series, one,
+      name: several ? one.name + this.letter(one.run) : one.name, state: one.state, series: one.series, one,
       from: on(one.run, one.from), at: on(one.run, one.at), to: on(one.run, one.to),
       low: one.low === null ? null : on(one.run, one.low), high: one.high === null ? null : on(one.run, one.high) }));
     const here = this.place.step === null ? null : on(this.one(), this.place.step);

@@ -17,23 +17,20 @@ import { number, spoken, whole } from "./words.js";
  */
 
 /** The transitions of all runs, each from all that was said of it. @returns {Transition[]} */
-export function gathered(byRun) {
-  const found = [];
-  for (const [run, rows] of byRun) {
-    const of = new Map();
-    for (const row of rows) {
-      const key = `${row.series}\n${row.detected_at}`;
-      of.set(key, [...(of.get(key) ?? []), row]);
-    }
-    for (const said of of.values()) {
-      const row = said.at(-1);
-      const at = row.midpoint ?? row.began ?? row.detected_at;
-      found.push({ run, series: row.series, kind: row.kind, state: row.state, row,
-        from: row.onset ?? at, at, to: row.end ?? at,
-        low: row.midpoint_low ?? null, high: row.midpoint_high ?? null,
-        said: said.map(({ state, step }) => ({ state, step })) });
-    }
+export function gathered(rows) {
+  const of = new Map();
+  for (const row of rows) {
+    const key = `${row.run}\n${row.series}\n${row.detected_at}`;
+    of.set(key, [...(of.get(key) ?? []), row]);
   }
+  const found = [...of.values()].map((said) => {
+    const row = said.at(-1);
+    const at = row.midpoint ?? row.began ?? row.detected_at;
+    return { run: row.run, series: row.series, kind: row.kind, state: row.state, row,
+      from: row.onset ?? at, at, to: row.end ?? at,
+      low: row.midpoint_low ?? null, high: row.midpoint_high ?? null,
+      said: said.map(({ state, step }) => ({ state, step })) };
+  });
   found.sort((a, b) => a.at - b.at);
   return found.map((one, at) => ({ ...one, name: String(at + 1) }));
 }
