@@ -40,6 +40,10 @@ class StoredFile:
     stamp: tuple[int, int, int]
 
 
+class NoSuchRun(LookupError):
+    """Its name, and those of the runs that there are."""
+
+
 class Folder:
     """The tables under `root`, as they are now.
 
@@ -66,7 +70,7 @@ class Folder:
         return by_run
 
     def of_run(self, run: str) -> dict[str, list[StoredFile]]:
-        """By table, the files of one run. Raises `LookupError` where there is no such run."""
+        """By table, the files of one run. Raises `NoSuchRun` where there is no such run."""
         folders = self._folders()
         found = {
             table: files
@@ -74,9 +78,8 @@ class Folder:
             if run in of_table and (files := self._files(of_table[run]))
         }
         if not found:
-            raise LookupError(
-                run, sorted({run for of_table in folders.values() for run in of_table})
-            )
+            known = sorted({run for of_table in folders.values() for run in of_table})
+            raise NoSuchRun(run, known)
         return found
 
     def schema(self, file: StoredFile) -> pa.Schema | None:

@@ -2,56 +2,34 @@
 
 from __future__ import annotations
 
+import html
 import json
 import logging
 import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from urllib.parse import quote
 
 import anyio
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from monitor.service import charting, pages, telling
 from monitor.service.charting import Asked, Charts
-from monitor.service.following import Folder
+from monitor.service.describing import ENDPOINTS, described
+from monitor.service.following import Folder, NoSuchRun
 from monitor.service.gathering import Gatherer
+from monitor.service.leading import Leads
 from monitor.sinks.prometheus import bound_socket
 
 _log = logging.getLogger("phasewatch")
 
 _POLL, _HEARTBEAT = 1.0, 15.0
-
-# By path: what it answers, and its parameters with whether each is needed.
-_PATHS: dict[str, tuple[str, dict[str, bool]]] = {
-    "/": ("The live page.", {}),
-    "/api/runs": ("Every run and its state.", {}),
-    "/api/tables": ("The tables of a run, as their probes declare them.", {"run": True}),
-    "/api/series": (
-        "A field along an axis. Other parameters are dimensions, such as layer=3; run can repeat.",
-        dict.fromkeys(("run", "table", "field"), True)
-        | dict.fromkeys(("axis", "points", "top", "format"), False),
-    ),
-    "/api/rows": (
-        "The rows of a table at the last measurement at or before a step; field can repeat.",
-        {"run": True, "table": True, "step": False, "field": False, "format": False},
-    ),
-    "/api/transitions": (
-        "What was said of changes; run can repeat.",
-        {"run": True, "axis": False},
-    ),
-    "/api/events": ("Server-sent events: one for each new measurement.", {}),
-    "/metrics": ("The latest values of all runs, for Prometheus.", {}),
-    "/healthz": ("Whether the service lives.", {}),
-    "/readyz": ("Whether the root can be read.", {}),
-    "/openapi.json": ("This description.", {}),
-}
 
 
 class Service:
@@ -71,17 +49,19 @@ class Service:
     ) -> None:
         self._folder, self._budget = Folder(Path(root)), budget
         self._gatherer = Gatherer(self._folder)
+        self._leads = Leads(self._folder)
         self._charts = Charts(self._folder, self._gatherer)
         bound = bound_socket(host, port, "runs")
         name, number = bound.getsockname()[:2]
         self.url = f"http://{f'[{name}]' if ':' in name else name}:{number}"
         by_path = {
-            "/": self._page,
+            "/runs": self._index,
             "/api/runs": self._runs,
             "/api/tables": self._tables,
             "/api/series": self._series,
             "/api/rows": self._rows,
             "/api/transitions": self._transitions,
+            "/api/leads": self._leading,
             "/api/events": self._events,
             "/metrics": self._metrics,
             "/healthz": self._healthz,
@@ -90,10 +70,11 @@ class Service:
         }
         app = Starlette(
             routes=[
-                *(Route(path, by_path[path]) for path in _PATHS),
+                *(Route(path, by_path[path]) for path in ENDPOINTS),
+                Route("/", self._page),
                 Route("/page/{name:path}", self._page),
             ],
-            exception_handlers={HTTPException: _refused, ValueError: _wrong, LookupError: _absent},
+            exception_handlers={HTTPException: _refused, ValueError: _wrong, NoSuchRun: _absent},
         )
         settings = uvicorn.Config(
             app, lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=1
@@ -113,12 +94,31 @@ class Service:
         self._server.should_exit = True
         self._thread.join(timeout=5)
         self._gatherer.close()
+        self._leads.close()
 
     def _page(self, request: Request) -> Response:
         told = pages.answer(request.path_params.get("name", "index.html"))
         if told is None:
             raise HTTPException(404)
         return told
+
+    def _index(self, _request: Request) -> Response:
+        rows = "".join(
+            f'<tr><th scope="row"><a href="/api/tables?run={quote(run["run"])}">'
+            f"{html.escape(run['run'])}</a></th><td>{run['state']}</td><td>{run['last_step']}</td></tr>"
+            for run in telling.runs(self._folder)
+        )
+        found = (
+            "<table><caption>Runs</caption><tr><th scope=col>Run</th><th scope=col>State</th>"
+            f"<th scope=col>Last step</th></tr>{rows}</table>"
+            if rows
+            else f"<p>No runs in {html.escape(str(self._folder.root))} yet.</p>"
+        )
+        return HTMLResponse(
+            '<!doctype html><html lang="en"><meta charset="utf-8"><title>phasewatch</title>'
+            f'<h1>phasewatch</h1>{found}<p><a href="/metrics">Metrics</a> '
+            '<a href="/openapi.json">Endpoints</a></p></html>'
+        )
 
     def _runs(self, _request: Request) -> Response:
         return JSONResponse(telling.runs(self._folder))
@@ -130,9 +130,13 @@ class Service:
         runs, axis = _runs_of(request), request.query_params.get("axis", "step")
         return JSONResponse(charting.transitions(self._folder, self._gatherer, runs, axis))
 
+    def _leading(self, request: Request) -> Response:
+        axis = request.query_params.get("axis", "step")
+        return JSONResponse(self._leads.told(_runs_of(request), axis))
+
     def _series(self, request: Request) -> Response:
         asked = request.query_params
-        known = [*_PATHS["/api/series"][1]]
+        known = ENDPOINTS["/api/series"].takes
         text, kind = self._charts.series(
             _runs_of(request),
             Asked(
@@ -192,32 +196,7 @@ class Service:
         return JSONResponse({"status": "ok"})
 
     def _openapi(self, _request: Request) -> Response:
-        return JSONResponse(_described())
-
-
-def _described() -> dict[str, Any]:
-    return {
-        "openapi": "3.1.0",
-        "info": {"title": "phasewatch", "version": "1"},
-        "paths": {
-            path: {
-                "get": {
-                    "summary": summary,
-                    "parameters": [
-                        {
-                            "name": name,
-                            "in": "query",
-                            "required": need,
-                            "schema": {"type": "string"},
-                        }
-                        for name, need in parameters.items()
-                    ],
-                    "responses": {"200": {"description": summary}},
-                }
-            }
-            for path, (summary, parameters) in _PATHS.items()
-        },
-    }
+        return JSONResponse(described())
 
 
 def _runs_of(request: Request) -> list[str]:
@@ -245,7 +224,7 @@ def _error(status: int, error: str, expected: str, do: str) -> Response:
 
 
 async def _wrong(request: Request, error: Exception) -> Response:
-    expected, _ = _PATHS[request.url.path]
+    expected = ENDPOINTS[request.url.path].help
     return _error(400, str(error), expected, "see /openapi.json and /api/tables?run=…")
 
 
@@ -257,4 +236,6 @@ async def _absent(_request: Request, error: Exception) -> Response:
 async def _refused(request: Request, error: Exception) -> Response:
     status = getattr(error, "status_code", 404)
     at = f"{request.method} {request.url.path}"
-    return _error(status, f"{at} is not served", f"GET of one of {[*_PATHS]}", "see /openapi.json")
+    return _error(
+        status, f"{at} is not served", f"GET of one of {[*ENDPOINTS]}", "see /openapi.json"
+    )

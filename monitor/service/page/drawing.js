@@ -74,6 +74,12 @@ export function drawMarks(u, how) {
 /** Of every line its 95% band, its null and that one's, and marks where it cannot be interpreted. */
 export function drawLines(u, lines) {
   const px = devicePixelRatio;
+  // Lines that have their null in common do not darken it.
+  const drawn = new Set();
+  const once = (line) => {
+    const name = [line.null[0], line.null.at(-1), line.null_sd?.[0], line.x.length].join();
+    return drawn.has(name) ? false : drawn.add(name);
+  };
   clipped(u, (ctx) => {
     for (const line of lines) {
       if (line.hidden) continue;
@@ -83,11 +89,9 @@ export function drawLines(u, lines) {
         ctx.globalAlpha = 0.16;
         area(u, line, line.value, line.stderr);
       }
-      if (line.null_sd) {
+      if (line.null && once(line)) {
         ctx.globalAlpha = 0.08;
-        area(u, line, line.null, line.null_sd);
-      }
-      if (line.null) {
+        if (line.null_sd) area(u, line, line.null, line.null_sd);
         ctx.globalAlpha = 0.75;
         ctx.setLineDash([1.5 * px, 3.5 * px]);
         ctx.lineWidth = 1.2 * px;

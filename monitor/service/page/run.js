@@ -12,6 +12,7 @@ import { stateOf } from "./runs.js";
 import { gathered, leads, list } from "./transitions.js";
 import { about, ago, lasting, whole } from "./words.js";
 
+const AGAIN_MS = 3_000;
 const AXES = { step: "Step", tokens: "Tokens", time: "Wall clock" };
 
 export class RunPage {
@@ -170,16 +171,18 @@ export class RunPage {
 
   #leads() {
     const element = h("div", { class: "card", id: "lead-list" });
-    return { element, refresh: async () => {
+    const part = { element, refresh: async () => {
       try {
-        const told = await Promise.all(this.place.run.map((run) => answer("/api/leads", { run })));
-        const rows = told.flat();
-        refill(element, rows.length ? leads(rows, this.place.run.length > 1) : h("p", { class: "nothing" },
-          "No lead yet: one is told where two transitions were fitted in a run."));
+        const { run, axis } = this.place;
+        // Of time on the clock there are no leads: training may pause.
+        const told = await answer("/api/leads", { run, axis: axis === "time" ? "step" : axis });
+        refill(element, leads(told, run.length > 1));
+        if (!told.ready) setTimeout(() => element.isConnected && part.refresh(), AGAIN_MS);
       } catch (error) {
         refill(element, refusal(error));
       }
     } };
+    return part;
   }
 
   async #see(entries) {

@@ -1,7 +1,7 @@
 // What was said of changes: bands in every chart, a list with intervals, and which came before which.
 
 import { h, svg, table } from "./dom.js";
-import { number, spoken, whole } from "./words.js";
+import { whole } from "./words.js";
 
 /**
  * @typedef {Object} Transition
@@ -82,11 +82,33 @@ function lane(one, last) {
   one.low === null ? null : band(one.low, one.high, "interval"), band(one.at, one.at, "point"));
 }
 
-/** Leads as a table, with whatever the service says of each. */
-export function leads(rows, several) {
-  const kept = (name) => several || name !== "run";
-  const names = [...new Set(rows.flatMap((row) => Object.keys(row)))].filter(kept);
-  const shown = (value) => (typeof value === "number" ? number(value) : value === null || value === undefined
-    ? "–" : String(value));
-  return table("Leads", names.map((name) => [spoken(name), (row) => shown(row[name])]), rows);
+/**
+ * What came before what, by how much: in each run, and over the runs.
+ * @param {Object} told the answer of /api/leads
+ */
+export function leads(told, several) {
+  const { within, over, meaning, runs } = told;
+  const failed = runs.filter((run) => run.error);
+  const waiting = runs.filter((run) => !run.ready && !run.error).map((run) => run.run);
+  const kinds = { formation: "formed", fit: "fitted" };
+  const steps = (low, high) => `${whole(low)} to ${whole(high)}`;
+  const inRuns = table("Leads within a run", [
+    ["First", (row) => row.first], ["Then", (row) => row.then],
+    ...(several ? [["Run", (row) => row.run]] : []),
+    ["How known", (row) => kinds[row.kind] ?? row.kind], [told.axis === "step" ? "Lead, steps" : "Lead, tokens", (row) => whole(row.lead)],
+    ["Interval", (row) => steps(row.lead_low, row.lead_high)],
+    ["Which was first", (row) => (row.sure ? "sure" : "not told apart")]], within);
+  const overRuns = table("Leads over the runs", [
+    ["First", (row) => row.first], ["Then", (row) => row.then], ["How known", (row) => kinds[row.kind] ?? row.kind],
+    ["Runs", (row) => whole(row.runs)], ["Before", (row) => whole(row.before)], ["After", (row) => whole(row.after)],
+    ["Not told apart", (row) => whole(row.unclear)], ["Median", (row) => whole(row.median)],
+    ["Least to most", (row) => steps(row.least, row.most)]], over);
+  return h("div", null,
+    waiting.length ? h("p", { class: "nothing" }, `Being worked out: ${waiting.join(", ")}.`) : null,
+    failed.map((run) => h("p", { class: "wrong" }, `${run.run}: ${run.error}`)),
+    within.length ? inRuns : waiting.length ? null : h("p", { class: "nothing" },
+      "No lead yet: one is told where two things formed in a run, or two transitions can be fitted."),
+    several && over.length ? [h("h3", null, "Over the runs"), overRuns] : null,
+    within.length ? h("div", { class: "about" }, [...new Set(within.map((row) => row.kind))].map((kind) =>
+      h("p", null, h("b", null, `${kinds[kind] ?? kind}: `), meaning[kind] ?? ""))) : null);
 }
