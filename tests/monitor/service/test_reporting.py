@@ -83,7 +83,7 @@ def test_it_shows_everything_and_asks_for_nothing(report, visit):
     expect(page.get_by_role("status").first).to_contain_text("Report of 2")
     for section in page.locator("main section").all():
         section.scroll_into_view_if_needed()
-        for figure in section.locator("figure").all():
+        for figure in section.locator("figure[data-figure]").all():
             figure.scroll_into_view_if_needed()
             expect(figure.locator(".legend li, .notes .nothing").first).to_be_visible()
     expect(page.get_by_text("Not part of this report")).to_have_count(0)
