@@ -80,9 +80,9 @@ export class Figure {
     const more = this.page.place.more;
     const wanted = more[`${id}.field`] ?? "";
     const chosen = choose ? [curves.find((c) => `${c.table}:${c.field}` === wanted) ?? curves[0]] : curves;
-    const picked = Object.fromEntries(filters.filter((dim) => `${id}.${dim}` in more)
-      .map((dim) => [dim, more[`${id}.${dim}`] === "all" ? "" : more[`${id}.${dim}`]]));
-    return chosen.map((curve) => ({ ...curve, dims: { ...curve.dims, ...picked } }));
+    const picked = (dim, usual) => more[`${id}.${dim}`] ?? usual ?? "all";
+    return chosen.map((curve) => ({ ...curve, dims: Object.fromEntries([...Object.keys(curve.dims ?? {}), ...filters]
+      .map((dim) => [dim, picked(dim, curve.dims?.[dim])]).filter(([, value]) => value !== "all")) }));
   }
 
   /** Asks anew and draws. */
@@ -102,7 +102,7 @@ export class Figure {
     const there = answers.filter((one) => one.status === "fulfilled").map((one) => one.value);
     const refused = answers.filter((one) => one.status === "rejected").map((one) => one.reason);
     const all = there.flatMap(({ run, curve, told }) => told.series
-      .map((series) => ({ run, field: curve.field, fields: asked.length, series })));
+      .map((series) => ({ run, field: curve.field, fields: asked.length, dims: curve.dims, series })));
     const found = all.filter(({ run, series }) => this.page.aligned(run) && series.value?.some((v) => v !== null));
     const hidden = new Set((place.more[`${this.sketch.id}.hidden`] ?? "").split("|"));
     this.lines = linesOf(found, this.page, hidden);
@@ -110,14 +110,20 @@ export class Figure {
     this.#describe(asked);
     this.holder.parentElement.hidden = found.length === 0;
     if (found.length === 0) {
-      const why = [...new Set(all.flatMap(({ series }) => series.validity ?? []))].filter((word) => word !== "ok");
       refill(this.notes, refused.length ? refusal(refused[0]) : h("p", { class: "nothing" },
-        `Nothing to see of ${spoken(asked[0].field)} yet${why.length ? `: ${why.join("; ")}` : ""}.`));
+        `Nothing to see of ${spoken(asked[0].field)} yet.${await this.#why(asked[0])}`));
     } else {
       const lacking = place.run.filter((run) => !found.some((one) => one.run === run));
       refill(this.notes, lacking.length
         ? h("p", null, `Without it, or without the transition that is aligned: ${lacking.join(", ")}`) : null);
     }
+  }
+
+  /** Why rows cannot be interpreted where none of them can. */
+  async #why({ table, field }) {
+    const told = await answer("/api/rows", { run: this.page.place.run[0], table, field }).catch(() => null);
+    const why = [...new Set(told?.columns.validity ?? [])].filter((word) => word !== "ok");
+    return why.length ? ` Not interpretable: ${why.join("; ")}.` : "";
   }
 
   /** Draws what is known already: after a change of the marks, the step or the colours. */
@@ -171,7 +177,8 @@ export class Figure {
     }));
     const [first, last] = this.plot.span ?? [0, 0];
     this.holder.setAttribute("aria-label", `${this.sketch.title}: ${this.lines.length} lines from `
-      + `${this.page.format(first)} to ${this.page.format(last)}. The button Table has the numbers.`);
+      + `${this.page.format(first)} to ${this.page.format(last)}. ${this.page.spokenMarks()} `
+      + "The button Table has the numbers.");
   }
 
   #hide(line) {

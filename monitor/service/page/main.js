@@ -25,15 +25,18 @@ async function show() {
   if (location.hash && !location.hash.startsWith("#/")) return;
   view?.close();
   place = read(location.hash);
+  // A place of its own: what was left while it was still asking draws where nobody sees it.
+  const ground = h("div");
+  refill(holder, ground);
   const mine = place.run.length === 0
-    ? new RunList(holder, (run) => go({ ...place, run }))
-    : new RunPage(holder, place, keep, go);
+    ? new RunList(ground, (run) => go({ ...place, run }))
+    : new RunPage(ground, place, keep, go);
   view = mine;
   document.title = place.run.length ? `${place.run.join(", ")} – phasewatch` : "phasewatch";
   try {
     await mine.open();
   } catch (error) {
-    if (view === mine) refill(holder, refusal(error), h("p", null, h("a", { href: "#/" }, "All runs")));
+    if (view === mine) refill(ground, refusal(error), h("p", null, h("a", { href: "#/" }, "All runs")));
     if (error.status === undefined) throw error;
   }
 }

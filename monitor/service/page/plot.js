@@ -92,6 +92,7 @@ export class Plot {
   }
 
   #rescale() {
+    if (this.u === null) return;
     const [min, max] = this.span;
     this.u.setScale("x", this.zoom ?? { min, max: max > min ? max : min + 1 });
   }

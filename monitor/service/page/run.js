@@ -303,6 +303,12 @@ export class RunPage {
     return { marks, here, format: (x) => this.format(x) };
   }
 
+  /** The transitions in the charts, in words. */
+  spokenMarks() {
+    const words = this.transitions.map((one) => `${one.name}, ${one.series}, ${one.state} at ${whole(one.at)}`);
+    return words.length ? `Transitions: ${words.join("; ")}.` : "No transition.";
+  }
+
   format(x) {
     return this.place.axis === "time" ? (x < 0 ? `−${lasting(-x)}` : lasting(x))
       : Math.abs(x) >= 1e5 ? about(x) : whole(x);
