@@ -8,6 +8,7 @@ import { Plot } from "./plot.js";
 import { csv, named, number, save, spoken, within } from "./words.js";
 
 const POINTS = 1200;
+const MOST_POINTS = 100_000;
 const MOST_ROWS = 300;
 const MOST_TOLD = 10;
 
@@ -37,6 +38,7 @@ export class Figure {
     this.hovered = false;
     this.open = false;
     this.heard = 0;
+    this.points = POINTS;
     const id = unique("figure");
     this.controls = h("div", { class: "controls" });
     this.holder = h("div", { class: "plot", role: "img", "aria-label": sketch.title,
@@ -64,7 +66,7 @@ export class Figure {
       brief: sketch.small,
       picked: (x) => page.pick(x),
       pointed: (_plot, x) => this.#point(x),
-      zoomed: (zoom) => { this.reset.hidden = zoom === null; },
+      zoomed: (zoom) => this.#zoomed(zoom),
     });
     this.lines = [];
     if (sketch.choose) this.#offer();
@@ -96,7 +98,7 @@ export class Figure {
     }
     const answers = await Promise.allSettled(place.run.flatMap((run) => asked.map(async (curve) => ({
       run, curve, told: await answer("/api/series", { ...curve.dims, run, table: curve.table,
-        field: curve.field, axis: place.axis, top: curve.top, points: POINTS, format: "columns" }) }))));
+        field: curve.field, axis: place.axis, top: curve.top, points: this.points, format: "columns" }) }))));
     // An older question that was answered late is not shown over a newer one.
     if (turn !== this.heard) return;
     const there = answers.filter((one) => one.status === "fulfilled").map((one) => one.value);
@@ -135,7 +137,7 @@ export class Figure {
     const { place } = this.page;
     const log = Math.min(...this.lines.flatMap((l) => l.x.filter((x) => x > 0).slice(0, 1)), Infinity);
     this.plot.show(this.lines, { ...this.page.look(), x: place.x, y: place.y,
-      threshold: Number.isFinite(log) ? 10 ** Math.floor(Math.log10(log)) : 1,
+      threshold: Math.max(1, 10 ** Math.floor(Math.log10(Number.isFinite(log) ? log : 1))),
       look: `${place.x} ${place.y} ${place.axis} ${document.documentElement.dataset.theme}` });
     this.#list();
     if (this.open) this.#fillTable();
@@ -167,7 +169,7 @@ export class Figure {
       const last = line.value.findLastIndex((value) => value !== null);
       const wrong = reasons(line);
       return h("li", null, h("button", { type: "button", "aria-pressed": String(!line.hidden),
-        title: line.hidden ? "Show" : "Hide", onclick: () => this.#hide(line) },
+        title: `${line.hidden ? "Show" : "Hide"} ${line.name}`, onclick: () => this.#hide(line) },
       svg("svg", { width: 26, height: 8, "aria-hidden": "true" }, svg("line", { x1: 0, x2: 26, y1: 4, y2: 4,
         stroke: line.colour, "stroke-width": line.width + 0.5, "stroke-dasharray": line.dash.join(" ") })),
       h("span", { class: "what" }, line.name),
@@ -228,6 +230,18 @@ export class Figure {
     this.tip.classList.toggle("right", right);
     this.tip.hidden = false;
     if (focused) say(this.tip.innerText);
+  }
+
+  /** Of a part more is shown, where the service had thinned the whole. */
+  #zoomed(zoom) {
+    this.reset.hidden = zoom === null;
+    const [first, last] = this.plot.span ?? [0, 1];
+    const times = zoom === null ? 1 : 2 ** Math.ceil(Math.log2((last - first) / (zoom.max - zoom.min)));
+    const points = Math.min(MOST_POINTS, POINTS * Math.max(1, times));
+    const thinned = this.lines.some((line) => line.x.length > this.points - 4);
+    if (points === this.points || (points > this.points && !thinned)) return;
+    this.points = points;
+    this.refresh();
   }
 
   #toggleTable() {

@@ -62,8 +62,8 @@ export class HeatMap {
   draw() {
     const width = this.element.clientWidth;
     if (width === 0 || this.rows === 0) return;
-    this.wide = Math.max(2, Math.min(72, (width - LEFT - 2) / this.columns));
-    this.high = Math.max(5, Math.min(30, 640 / this.rows));
+    this.wide = Math.max(2, Math.min(110, (width - LEFT - 2) / this.columns));
+    this.high = Math.max(5, Math.min(36, 640 / this.rows));
     const px = devicePixelRatio;
     const size = [LEFT + this.wide * this.columns, TOP + this.high * this.rows];
     [this.canvas.width, this.canvas.height] = size.map((side) => Math.ceil(side * px));

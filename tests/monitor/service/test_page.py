@@ -125,9 +125,10 @@ def test_a_table_that_is_missing_says_what_would_measure_it(tmp_path, visit):
 
 def seen(page) -> dict[str, object]:
     """What a reader sees of the state of the page."""
-    pressed = page.locator('main [aria-pressed="true"]').all_inner_texts()
+    pressed = page.locator('.bar2 [aria-pressed="true"]').all_inner_texts()
+    shown = figure(page, "heads").locator('.legend [aria-pressed="true"]').all_inner_texts()
     return {
-        "pressed": pressed,
+        "pressed": [*pressed, *shown],
         "selects": [s.input_value() for s in page.locator("main select").all()],
         "slider": page.locator(".slider output").inner_text(),
         "legend": figure(page, "heads").locator(".legend li").all_inner_texts(),
@@ -157,8 +158,8 @@ def test_every_control_is_in_the_permalink(served, visit):
     page.locator("#circuit .node rect").click()
     expect(page.locator("#head-title")).to_have_text("Head 0.1")
     concepts = drawn(page, "concepts")
-    concepts.get_by_label("concept").select_option("capital")
-    concepts.get_by_label("layer").select_option("1")
+    concepts.get_by_role("combobox", name="concept").select_option("capital")
+    concepts.get_by_role("combobox", name="layer").select_option("1")
     expect(concepts.locator(".legend li")).to_have_count(2)
     place = hash_of(page)
     assert place["run"] == ["a", "b"]
@@ -193,6 +194,7 @@ def test_the_other_controls(served, visit):
     heads.get_by_role("button", name="Table").click()
     expect(heads.locator("tbody tr")).to_have_count(0)
     # A drag is a zoom, and a click chooses a step.
+    heads.locator(".u-over").hover()
     box = heads.locator(".u-over").bounding_box()
     page.mouse.move(box["x"] + box["width"] * 0.6, box["y"] + 50)
     page.mouse.down()
