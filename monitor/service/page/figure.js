@@ -1,7 +1,7 @@
 // A chart with all that belongs to it: what it is, its unit, its null and what can fool it; its legend,
 // its numbers as a table and as CSV, and the choice of what is shown.
 
-import { answer } from "./data.js";
+import { answer, live } from "./data.js";
 import { choice, h, refill, refusal, say, svg, table, unique } from "./dom.js";
 import { linesOf, nearest, reasons, rowsOf } from "./lines.js";
 import { Plot } from "./plot.js";
@@ -28,6 +28,7 @@ const MOST_TOLD = 10;
  * @property {boolean} [choose] whether one of the curves is chosen
  * @property {string[]} [filters] dimensions of which one value can be chosen
  * @property {boolean} [small]
+ * @property {() => void} [chosen] called when another one is chosen
  */
 
 export class Figure {
@@ -147,12 +148,17 @@ export class Figure {
     const { curves, id, filters = [] } = this.sketch;
     const more = this.page.place.more;
     const now = this.curves()[0];
+    const values = filters.map((dim) => this.page.valuesOf(now.table, dim));
+    // Nobody's choice is taken away while nothing else is to be chosen.
+    const offered = JSON.stringify([now, values]);
+    if (offered === this.offered) return;
+    this.offered = offered;
     const tables = new Set(curves.map((curve) => curve.table)).size;
     refill(this.controls,
       curves.length > 1 ? choice("Field", curves.map((c) => [`${c.table}:${c.field}`,
         tables > 1 ? `${spoken(c.field)} (${spoken(c.table)})` : spoken(c.field)]),
       `${now.table}:${now.field}`, (value) => this.#chose("field", value)) : null,
-      filters.map((dim) => choice(spoken(dim), [["all", "all"], ...this.page.valuesOf(now.table, dim)
+      filters.map((dim, at) => choice(spoken(dim), [["all", "all"], ...values[at]
         .map((value) => [value, named({ [dim]: value }) || String(value)])],
       more[`${id}.${dim}`] ?? now.dims[dim] ?? "all", (value) => this.#chose(dim, value))));
   }
@@ -235,6 +241,7 @@ export class Figure {
   /** Of a part more is shown, where the service had thinned the whole. */
   #zoomed(zoom) {
     this.reset.hidden = zoom === null;
+    if (!live) return;
     const [first, last] = this.plot.span ?? [0, 1];
     const times = zoom === null ? 1 : 2 ** Math.ceil(Math.log2((last - first) / (zoom.max - zoom.min)));
     const points = Math.min(MOST_POINTS, POINTS * Math.max(1, times));

@@ -70,10 +70,9 @@ export class StepSlider {
 }
 
 export class Heads {
-  /** @param {import("./run.js").RunPage} page @param {import("./figure.js").Curve[]} curves */
-  constructor(page, curves, figure) {
+  /** @param {import("./run.js").RunPage} page @param {Figure} figure that of which the field is shown */
+  constructor(page, figure) {
     this.page = page;
-    this.curves = curves;
     this.figure = figure;
     this.turn = 0;
     this.map = new HeatMap((layer, head) => page.openHead(`${layer}.${head}`));

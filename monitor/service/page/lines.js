@@ -45,10 +45,14 @@ export function linesOf(all, page, hidden) {
   });
 }
 
+// What these are the numbers of is only clear with both.
+const NAMED = ["layer", "head", "neuron"];
+
 /** The dimensions in which none differs: they need not be named. */
 function same(found) {
   const [first, ...others] = found.map((one) => one.series.dims ?? {});
-  return others.length === 0 ? [] : Object.keys(first).filter((dim) => others.every((dims) => dims[dim] === first[dim]));
+  return others.length === 0 ? [] : Object.keys(first).filter((dim) => !NAMED.includes(dim)
+    && others.every((dims) => dims[dim] === first[dim]));
 }
 
 function without(dims, names) {

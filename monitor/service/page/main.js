@@ -7,7 +7,9 @@ import { read, written } from "./place.js";
 import { RunList } from "./runs.js";
 import { RunPage } from "./run.js";
 
-const REST_MS = 1000;
+const REST_MS = 1_000;
+// That a run has stalled is not an event.
+const LOOK_MS = 30_000;
 const holder = document.getElementById("main");
 let view = null;
 let place = null;
@@ -36,7 +38,10 @@ async function show() {
   try {
     await mine.open();
   } catch (error) {
-    if (view === mine) refill(ground, refusal(error), h("p", null, h("a", { href: "#/" }, "All runs")));
+    if (view === mine) {
+      refill(ground, refusal(error), h("p", null, h("a", { href: "#/" }, "All runs")));
+      view = null;
+    }
     if (error.status === undefined) throw error;
   }
 }
@@ -62,7 +67,10 @@ function connected(there) {
   line.textContent = there ? "live" : "disconnected, retrying";
   line.className = there ? "live" : "lost";
   // What happened meanwhile was not told.
-  if (there && lost) (view?.parts || view?.rows ? changed({}) : show());
+  if (there && lost) {
+    if (view === null) show();
+    else changed({});
+  }
   lost = !there;
 }
 
@@ -99,4 +107,5 @@ schemes();
 addEventListener("hashchange", show);
 if (!live) document.getElementById("connection").textContent = "report";
 follow(changed, connected);
+if (live) setInterval(() => changed({}), LOOK_MS);
 show();

@@ -37,14 +37,16 @@ export class RunPage {
   }
 
   async open() {
-    const { place } = this;
     this.top = h("div", { class: "top" });
+    this.facts = h("div");
+    this.others = h("div");
+    this.offered = "";
+    refill(this.top, this.facts, this.others);
     this.bar = h("div", { class: "bar2" });
     refill(this.holder, this.top, this.bar);
     await this.#meet();
-    const { run } = place;
     const known = this.infos.map((info) => info.run);
-    const absent = run.filter((name) => !known.includes(name));
+    const absent = this.#absent();
     if (absent.length) {
       refill(this.holder, h("h1", null, "No such run"), h("p", { class: "nothing" },
         `This address names ${absent.join(", ")}, which is not here. `,
@@ -52,10 +54,23 @@ export class RunPage {
       h("p", null, h("a", { href: "#/" }, "All runs")));
       return;
     }
-    const told = await Promise.all(run.map((name) => answer("/api/tables", { run: name })));
-    for (const spec of told.flat()) if (!this.tables.has(spec.table)) this.tables.set(spec.table, spec);
+    await this.#declare();
     await Promise.all([this.#layers(), this.#locate()]);
     this.#build();
+  }
+
+  #absent() {
+    return this.place.run.filter((run) => !this.infos.some((info) => info.run === run));
+  }
+
+  /** Learns the declarations of the tables of the runs, and says whether there are more now. */
+  async #declare() {
+    const told = await Promise.all(this.place.run.map((run) => answer("/api/tables", { run })));
+    // That something is said of changes changes nothing of what is there to be seen.
+    const count = () => this.tables.size - Number(this.has("transitions"));
+    const before = count();
+    for (const spec of told.flat()) if (!this.tables.has(spec.table)) this.tables.set(spec.table, spec);
+    return count() > before;
   }
 
   /** What is at the head of the page: the runs and their states. */
@@ -64,7 +79,7 @@ export class RunPage {
     const mine = this.place.run.map((run) => this.infos.find((info) => info.run === run)).filter(Boolean);
     const others = this.infos.filter((info) => !this.place.run.includes(info.run)).map((info) => info.run);
     const several = mine.length > 1;
-    refill(this.top, h("h1", null, several ? `${mine.length} runs over each other` : mine[0]?.run ?? ""),
+    refill(this.facts, h("h1", null, several ? `${mine.length} runs over each other` : mine[0]?.run ?? ""),
       h("ul", { class: "facts" }, mine.map((info) => h("li", null,
         several ? h("b", null, `${this.letter(info.run)} ${info.run}`) : null, stateOf(info),
         h("span", null, `step ${whole(info.last_step)}`), h("span", null, `${about(info.tokens)} tokens`),
@@ -72,9 +87,11 @@ export class RunPage {
         info.model ? h("span", null, `${info.model}, ${about(info.parameters)} parameters`) : null,
         info.seed === null || info.seed === undefined ? null : h("span", null, `seed ${info.seed}`),
         several ? h("button", { type: "button", "aria-label": `Leave out ${info.run}`,
-          onclick: () => this.#with(this.place.run.filter((run) => run !== info.run)) }, "Leave out") : null))),
-      others.length ? choice("Lay another run over it", [["", "choose"], ...others.map((run) => [run, run])], "",
-        (run) => this.#with([...this.place.run, run])) : null);
+          onclick: () => this.#with(this.place.run.filter((run) => run !== info.run)) }, "Leave out") : null))));
+    if (others.join() === this.offered) return;
+    this.offered = others.join();
+    refill(this.others, others.length ? choice("Lay another run over it", [["", "choose"], ...others], "",
+      (run) => this.#with([...this.place.run, run])) : null);
   }
 
   #with(run) {
@@ -132,7 +149,7 @@ export class RunPage {
     const add = (part) => { parts.push(part); return part.element; };
     const body = [h("div", { class: "cards" }, made.map((figure) => figure.element))];
     if (id === "heads" && made.length) {
-      const heads = new Heads(this, this.curves, made[0]);
+      const heads = new Heads(this, made[0]);
       made[0].sketch.chosen = () => heads.refresh();
       body[0].append(add(heads));
       this.panel = new HeadPanel(this, this.curves);
@@ -203,7 +220,7 @@ export class RunPage {
   #freshenAll(which = () => true) {
     return Promise.all(this.parts.filter(which).map((part) => {
       part.stale = true;
-      return part.visible || part === this.panel ? this.#freshen(part) : null;
+      return part.visible ? this.#freshen(part) : null;
     }));
   }
 
@@ -216,6 +233,15 @@ export class RunPage {
   /** What was measured of a run is shown; zoom, slider and focus stay. */
   async update() {
     await this.#meet();
+    if (this.#absent().length) return;
+    if (await this.#declare() || this.slider === undefined) {
+      // Another probe has begun: there are more sections, and more to choose from.
+      const { scrollY } = window;
+      this.#leave();
+      await this.open();
+      scrollTo({ top: scrollY, behavior: "instant" });
+      return;
+    }
     await this.#locate();
     await Promise.all([this.#freshenAll(), this.#slide()]);
   }
@@ -235,15 +261,18 @@ export class RunPage {
   restyle() {
     for (const part of this.parts) {
       if (part instanceof Figure || part instanceof Heads || part instanceof HeadPanel) part.stale = true;
-      if (part.visible || part === this.panel) this.#freshen(part);
+      if (part.visible) this.#freshen(part);
     }
   }
 
-  close() {
+  #leave() {
     this.seen.disconnect();
     this.slider?.close();
     for (const part of this.parts) part.close?.();
+    this.parts = [];
   }
+
+  close() { this.#leave(); }
 
   // What figures ask of the page.
 

@@ -5,6 +5,7 @@ training. Set PHASEWATCH_SCREENSHOTS to a folder to look at the pictures.
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import re
 import threading
@@ -79,6 +80,24 @@ def test_an_empty_root_says_so_until_a_run_appears(tmp_path, visit):
         service.close()
 
 
+def test_a_probe_that_begins_later_gets_its_section(tmp_path, visit):
+    sink, everything = ParquetSink(tmp_path, "r"), iter(measurements())
+    service = Service(tmp_path, port=0)
+    try:
+        page = visit.open(run_page(service.url, "r"))
+        expect(page.get_by_role("main")).to_contain_text("names r, which is not here")
+        one = next(everything)
+        losses = tuple(each for each in one.readings if each.spec.name == "in_context")
+        sink.write(dataclasses.replace(one, readings=losses))
+        drawn(page, "score")
+        expect(page.locator("#heads")).to_contain_text("expected the probe 'induction'")
+        sink.write(next(everything))
+        drawn(page, "heads")
+    finally:
+        sink.close()
+        service.close()
+
+
 def test_an_unknown_run_is_named(served, visit):
     page = visit.open(run_page(served, "nobody"))
     expect(page.get_by_role("main")).to_contain_text("names nobody, which is not here")
@@ -111,12 +130,13 @@ def test_a_table_that_is_missing_says_what_would_measure_it(tmp_path, visit):
     sink = ParquetSink(tmp_path, "bare")
     for one in [*measurements("bare")][:3]:
         kept = [each for each in one.readings if each.spec.name == "in_context"]
-        sink.write(type(one)(moment=one.moment, readings=tuple(kept)))
+        sink.write(dataclasses.replace(one, readings=tuple(kept)))
     sink.close()
     service = Service(tmp_path, port=0)
     try:
         page = visit.open(run_page(service.url, "bare"))
-        for name, word in (("heads", "induction"), ("circuit", "circuit"), ("concepts", "concepts=")):
+        lacking = {"heads": "'induction'", "circuit": "'circuit'", "concepts": "concepts="}
+        for name, word in lacking.items():
             expect(page.locator(f"section#{name}")).to_contain_text(word)
         expect(page.locator("#transition-list")).to_contain_text("Nothing was said")
     finally:
@@ -223,6 +243,7 @@ def test_the_keyboard_reaches_heads_and_charts(served, visit):
     page = visit.open(run_page(served, "a"))
     heads = drawn(page, "heads")
     grid = page.get_by_role("grid")
+    expect(page.locator("#map-title")).to_contain_text("step 600")
     grid.focus()
     page.keyboard.press("ArrowDown")
     cell = page.get_by_role("gridcell")
@@ -256,8 +277,8 @@ def test_csv_is_what_the_service_answers(served, visit):
         heads.get_by_role("button", name="CSV").click()
     with open(waiting.value.path(), newline="") as text:  # noqa: PTH123 -- newlines as they are
         rows = [*csv.DictReader(text)]
-    asked = {"run": "a", "table": "induction", "field": "prefix_matching", "axis": "tokens", "top": 6}
-    told = json.loads(get(f"{served}/api/series?{urllib.parse.urlencode(asked)}")[0])
+    asked = "run=a&table=induction&field=prefix_matching&axis=tokens&top=6"
+    told = json.loads(get(f"{served}/api/series?{asked}")[0])
     assert len(rows) == len(told) == 6 * 61
 
     def row(one):
@@ -350,8 +371,8 @@ def test_a_run_that_grows_is_watched_until_its_band_appears(tmp_path, visit):
     try:
         page = visit.open(run_page(service.url, "live", step="20"))
         heads = drawn(page, "heads")
-        select = heads.get_by_label("Field")
-        select.focus()
+        button = heads.locator(".legend button").nth(1)
+        button.focus()
         expect(page.locator("#transition-list")).not_to_contain_text("induction head formed")
         writer.start()
         band = page.locator("#transition-list tr", has_text="induction head formed")
@@ -361,7 +382,7 @@ def test_a_run_that_grows_is_watched_until_its_band_appears(tmp_path, visit):
         )
         # Where the reader was is kept.
         expect(page.locator(".slider output")).to_have_text("step 20")
-        expect(select).to_be_focused()
+        expect(button).to_be_focused()
         writer.join()
         expect(page.locator(".top")).to_contain_text("61 measurements", timeout=60_000)
         visit.picture(page, "grown")
