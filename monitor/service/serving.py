@@ -23,7 +23,7 @@ from starlette.staticfiles import StaticFiles
 from monitor.service import charting, telling
 from monitor.service.charting import Asked, Charts
 from monitor.service.describing import ENDPOINTS, described
-from monitor.service.following import Folder, NoSuchRun
+from monitor.service.following import Folder, UnknownRunError
 from monitor.service.gathering import Gatherer
 from monitor.service.leading import Leads
 from monitor.sinks.prometheus import bound_socket
@@ -80,7 +80,11 @@ class Service:
                 if (_PAGE / "index.html").is_file()
                 else Route("/", self._index),
             ],
-            exception_handlers={HTTPException: _refused, ValueError: _wrong, NoSuchRun: _absent},
+            exception_handlers={
+                HTTPException: _refused,
+                ValueError: _wrong,
+                UnknownRunError: _absent,
+            },
         )
         settings = uvicorn.Config(
             app, lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=1
