@@ -1,4 +1,4 @@
-"""A real Chromium, and a service with two runs for it to look at."""
+"""Services, a real Chromium, and two runs for it to look at."""
 
 from __future__ import annotations
 
@@ -14,6 +14,20 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from monitor.service import Service
 from monitor.sinks import ParquetSink
 from tests.monitor.service.training import measurements
+
+
+@pytest.fixture
+def serve(tmp_path):
+    """Serves what is under the temporary folder, or another one."""
+    made = []
+
+    def start(root=tmp_path, **options):
+        made.append(Service(root, **({"port": 0} | options)))
+        return made[-1]
+
+    yield start
+    for service in made:
+        service.close()
 
 
 @pytest.fixture(scope="session")

@@ -11,12 +11,12 @@ import re
 import threading
 import urllib.parse
 import urllib.request
+from contextlib import closing
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect
 
-from monitor.service import Service
 from monitor.sinks import ParquetSink
 from tests.monitor.service.training import EVIL, measurements
 from tests.recorded import get
@@ -67,35 +67,24 @@ def test_the_list_leads_to_a_run(served, visit):
     expect(page.get_by_role("heading", level=1)).to_have_text("2 runs over each other")
 
 
-def test_an_empty_root_says_so_until_a_run_appears(tmp_path, visit):
-    service = Service(tmp_path / "runs", port=0)
-    try:
-        page = visit.open(service.url)
-        expect(page.get_by_role("main")).to_contain_text("No runs yet")
-        sink = ParquetSink(tmp_path / "runs", "late")
+def test_an_empty_root_says_so_until_a_run_appears(tmp_path, serve, visit):
+    page = visit.open(serve().url)
+    expect(page.get_by_role("main")).to_contain_text("No runs yet")
+    with closing(ParquetSink(tmp_path, "late")) as sink:
         sink.write(next(measurements("late")))
         expect(page.get_by_role("link", name="late")).to_be_visible()
-        sink.close()
-    finally:
-        service.close()
 
 
-def test_a_probe_that_begins_later_gets_its_section(tmp_path, visit):
-    sink, everything = ParquetSink(tmp_path, "r"), iter(measurements())
-    service = Service(tmp_path, port=0)
-    try:
-        page = visit.open(run_page(service.url, "r"))
-        expect(page.get_by_role("main")).to_contain_text("names r, which is not here")
-        one = next(everything)
-        losses = tuple(each for each in one.readings if each.spec.name == "in_context")
-        sink.write(dataclasses.replace(one, readings=losses))
+def test_a_probe_that_begins_later_gets_its_section(tmp_path, serve, visit):
+    page = visit.open(run_page(serve().url, "r"))
+    expect(page.get_by_role("main")).to_contain_text("names r, which is not here")
+    everything = iter(measurements())
+    with closing(ParquetSink(tmp_path, "r")) as sink:
+        sink.write(losses_of(next(everything)))
         drawn(page, "score")
         expect(page.locator("#heads")).to_contain_text("expected the probe 'induction'")
         sink.write(next(everything))
         drawn(page, "heads")
-    finally:
-        sink.close()
-        service.close()
 
 
 def test_an_unknown_run_is_named(served, visit):
@@ -126,21 +115,20 @@ def test_a_run_page_has_every_section(served, visit):
     visit.picture(page, "run", full=True)
 
 
-def test_a_table_that_is_missing_says_what_would_measure_it(tmp_path, visit):
-    sink = ParquetSink(tmp_path, "bare")
-    for one in [*measurements("bare")][:3]:
-        kept = [each for each in one.readings if each.spec.name == "in_context"]
-        sink.write(dataclasses.replace(one, readings=tuple(kept)))
-    sink.close()
-    service = Service(tmp_path, port=0)
-    try:
-        page = visit.open(run_page(service.url, "bare"))
-        lacking = {"heads": "'induction'", "circuit": "'circuit'", "concepts": "concepts="}
-        for name, word in lacking.items():
-            expect(page.locator(f"section#{name}")).to_contain_text(word)
-        expect(page.locator("#transition-list")).to_contain_text("Nothing was said")
-    finally:
-        service.close()
+def losses_of(one):
+    """A measurement without all else."""
+    kept = tuple(each for each in one.readings if each.spec.name == "in_context")
+    return dataclasses.replace(one, readings=kept)
+
+
+def test_a_table_that_is_missing_says_what_would_measure_it(tmp_path, serve, visit):
+    with closing(ParquetSink(tmp_path, "bare")) as sink:
+        sink.write(losses_of(next(measurements("bare"))))
+    page = visit.open(run_page(serve().url, "bare"))
+    lacking = {"heads": "'induction'", "circuit": "'circuit'", "concepts": "concepts="}
+    for name, word in lacking.items():
+        expect(page.locator(f"section#{name}")).to_contain_text(word)
+    expect(page.locator("#transition-list")).to_contain_text("Nothing was said")
 
 
 def seen(page) -> dict[str, object]:
@@ -354,8 +342,8 @@ def test_the_page_may_ask_nobody_else(served):
     assert "unsafe" not in policy
 
 
-def test_a_run_that_grows_is_watched_until_its_band_appears(tmp_path, visit):
-    service, going = Service(tmp_path, port=0), threading.Event()
+def test_a_run_that_grows_is_watched_until_its_band_appears(tmp_path, serve, visit):
+    service, ended = serve(), threading.Event()
     everything = iter(measurements("live"))
     sink = ParquetSink(tmp_path, "live")
     for _ in range(15):
@@ -363,7 +351,7 @@ def test_a_run_that_grows_is_watched_until_its_band_appears(tmp_path, visit):
 
     def train():
         for one in everything:
-            if going.wait(0.05):
+            if ended.wait(0.05):
                 return
             sink.write(one)
 
@@ -387,15 +375,14 @@ def test_a_run_that_grows_is_watched_until_its_band_appears(tmp_path, visit):
         expect(page.locator(".top")).to_contain_text("61 measurements", timeout=60_000)
         visit.picture(page, "grown")
     finally:
-        going.set()
+        ended.set()
         if writer.ident is not None:
             writer.join()
         sink.close()
-        service.close()
 
 
-def test_a_service_that_goes_and_comes_back(trained, visit):
-    service = Service(trained, port=0)
+def test_a_service_that_goes_and_comes_back(trained, serve, visit):
+    service = serve(trained)
     port = int(service.url.rpartition(":")[2])
     page = visit.open(run_page(service.url, "a"))
     drawn(page, "heads")
@@ -403,14 +390,10 @@ def test_a_service_that_goes_and_comes_back(trained, visit):
     status = page.locator("#connection")
     expect(status).to_have_text("disconnected, retrying")
     visit.picture(page, "disconnected")
-    service = Service(trained, port=port)
-    try:
-        assert service.url.endswith(str(port))
-        expect(status).to_have_text("live", timeout=30_000)
-        drawn(page, "heads")
-        page.close()
-    finally:
-        service.close()
+    assert serve(trained, port=port).url == service.url
+    expect(status).to_have_text("live", timeout=30_000)
+    drawn(page, "heads")
+    page.close()
     # Browsers say of themselves that nobody answered.
     visit.problems[:] = [one for one in visit.problems if "ERR_" not in one]
 
