@@ -126,7 +126,10 @@ export class RunPage {
     h("nav", { class: "contents", "aria-label": "Sections" }, built.map(({ id, title }) =>
       h("a", { href: `#${id}`, onclick: (event) => this.#jump(event, id) }, title))),
     built.map(({ element }) => element));
-    for (const part of this.parts) this.seen.observe(part.element);
+    for (const part of this.parts) {
+      this.seen.observe(part.element);
+      if (part.always) this.#freshen(part);
+    }
     // What is hidden is never seen to come into view.
     this.panel?.refresh();
     this.#slide();
@@ -163,7 +166,7 @@ export class RunPage {
     }
     if (id === "transitions") {
       const element = h("div", { class: "card", id: "transition-list" });
-      body.push(add({ element, refresh: async () => refill(element,
+      body.push(add({ element, always: true, refresh: async () => refill(element,
         list(this.transitions, this.place.run.length > 1, (one) => this.#goto(one))) }));
     }
     if (id === "leads") body.push(add(this.#leads()));
@@ -220,7 +223,7 @@ export class RunPage {
   #freshenAll(which = () => true) {
     return Promise.all(this.parts.filter(which).map((part) => {
       part.stale = true;
-      return part.visible ? this.#freshen(part) : null;
+      return part.visible || part.always ? this.#freshen(part) : null;
     }));
   }
 
@@ -242,7 +245,13 @@ export class RunPage {
       scrollTo({ top: scrollY, behavior: "instant" });
       return;
     }
+    const before = new Set(this.transitions.map((one) => `${one.series}, ${one.state}`));
     await this.#locate();
+    const now = this.transitions.map((one) => `${one.series}, ${one.state}`).filter((word) => !before.has(word));
+    if (now.length) {
+      say(`Now said: ${now.join("; ")}.`);
+      this.#controls();
+    }
     await Promise.all([this.#freshenAll(), this.#slide()]);
   }
 
