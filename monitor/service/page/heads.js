@@ -74,6 +74,8 @@ export class Heads {
   constructor(page, figure) {
     this.page = page;
     this.figure = figure;
+    this.beside = true;
+    this.stepped = true;
     this.turn = 0;
     this.map = new HeatMap((layer, head) => page.openHead(`${layer}.${head}`));
     this.run = h("div", { class: "controls" });
@@ -132,6 +134,7 @@ export class HeadPanel {
   constructor(page, curves) {
     this.page = page;
     this.curves = curves;
+    this.stepped = true;
     this.figures = [];
     this.head = "";
     this.heading = h("h3", { tabindex: "-1", id: "head-title" });

@@ -1,18 +1,16 @@
 // The page of one run, or of several over each other.
 
 import { answer } from "./data.js";
-import { choice, h, refill, refusal, say, switches } from "./dom.js";
+import { choice, h, refill, say, switches } from "./dom.js";
 import { Figure } from "./figure.js";
-import { graph } from "./circuit.js";
-import { HeadPanel, Heads, StepSlider } from "./heads.js";
+import { HeadPanel, StepSlider } from "./heads.js";
 import { Moments } from "./moments.js";
-import { topNeurons } from "./neurons.js";
-import { headCurves, sections } from "./sections.js";
+import { moreOf } from "./parts.js";
 import { stateOf } from "./runs.js";
-import { gathered, leads, list } from "./transitions.js";
+import { headCurves, sections } from "./sections.js";
+import { gathered } from "./transitions.js";
 import { about, ago, lasting, whole } from "./words.js";
 
-const AGAIN_MS = 3_000;
 const AXES = { step: "Step", tokens: "Tokens", time: "Wall clock" };
 
 export class RunPage {
@@ -120,6 +118,7 @@ export class RunPage {
     this.curves = headCurves(this.tables);
     this.slider = new StepSlider((step) => { this.place.step = step; this.keep(); this.moved(); });
     const built = sections(this.tables).map((section) => this.#section(section));
+    this.panel = this.parts.find((part) => part instanceof HeadPanel);
     this.#controls();
     refill(this.holder, this.top, this.bar, h("p", { class: "unseen", id: "plot-keys" },
       "Arrow keys move the cursor, plus and minus zoom, Escape shows all, Enter chooses the step."),
@@ -148,61 +147,15 @@ export class RunPage {
 
   #section({ id, title, figures, missing }) {
     const made = figures.map((sketch) => new Figure(sketch, this));
-    const parts = [...made];
-    const add = (part) => { parts.push(part); return part.element; };
-    const body = [h("div", { class: "cards" }, made.map((figure) => figure.element))];
-    if (id === "heads" && made.length) {
-      const heads = new Heads(this, made[0]);
-      made[0].sketch.chosen = () => heads.refresh();
-      body[0].append(add(heads));
-      this.panel = new HeadPanel(this, this.curves);
-      body.push(add(this.panel));
-    }
-    if (id === "circuit" && this.has("circuit")) {
-      body.push(add(this.#told("circuit", (told) => graph(told, (head) => this.openHead(head)))));
-    }
-    if (id === "neurons" && this.has("top_neurons")) {
-      body.push(add(this.#told("top_neurons", (told) => topNeurons(told))));
-    }
-    if (id === "transitions") {
-      const element = h("div", { class: "card", id: "transition-list" });
-      body.push(add({ element, always: true, refresh: async () => refill(element,
-        list(this.transitions, this.place.run.length > 1, (one) => this.#goto(one))) }));
-    }
-    if (id === "leads") body.push(add(this.#leads()));
-    this.parts.push(...parts);
+    const more = moreOf(id, this, made);
+    this.parts.push(...made, ...more);
+    const beside = [...made, ...more.filter((part) => part.beside)];
+    const below = more.filter((part) => !part.beside);
     const element = h("section", { id, "aria-labelledby": `${id}-title` }, h("h2", { id: `${id}-title` }, title),
-      parts.length ? body : h("p", { class: "nothing card" }, missing));
+      beside.length ? h("div", { class: "cards" }, beside.map((part) => part.element)) : null,
+      below.map((part) => part.element),
+      beside.length + below.length ? null : h("p", { class: "nothing card" }, missing));
     return { id, title, element };
-  }
-
-  /** Something that is made of the rows of a table at the step that is chosen. */
-  #told(table, made) {
-    const element = h("div", { class: "card", "data-table": table });
-    return { element, stepped: true, refresh: async () => {
-      try {
-        const told = await answer("/api/rows", { run: this.one(), table, step: this.place.step });
-        refill(element, made(told));
-      } catch (error) {
-        refill(element, refusal(error));
-      }
-    } };
-  }
-
-  #leads() {
-    const element = h("div", { class: "card", id: "lead-list" });
-    const part = { element, refresh: async () => {
-      try {
-        const { run, axis } = this.place;
-        // Of time on the clock there are no leads: training may pause.
-        const told = await answer("/api/leads", { run, axis: axis === "time" ? "step" : axis });
-        refill(element, leads(told, run.length > 1));
-        if (!told.ready) setTimeout(() => element.isConnected && part.refresh(), AGAIN_MS);
-      } catch (error) {
-        refill(element, refusal(error));
-      }
-    } };
-    return part;
   }
 
   async #see(entries) {
@@ -257,9 +210,8 @@ export class RunPage {
 
   /** The chosen step has changed. */
   async moved() {
-    const stepped = (part) => part instanceof Heads || part instanceof HeadPanel || part.stepped;
     for (const part of this.parts) part.restyle?.();
-    await Promise.all([this.#freshenAll(stepped), this.#slide()]);
+    await Promise.all([this.#freshenAll((part) => part.stepped), this.#slide()]);
   }
 
   async #slide() {
@@ -267,11 +219,9 @@ export class RunPage {
     this.slider.show(steps, this.place.step);
   }
 
+  /** The colours have changed. */
   restyle() {
-    for (const part of this.parts) {
-      if (part instanceof Figure || part instanceof Heads || part instanceof HeadPanel) part.stale = true;
-      if (part.visible) this.#freshen(part);
-    }
+    this.#freshenAll();
   }
 
   #leave() {
@@ -386,7 +336,8 @@ export class RunPage {
     if (head === "" && before) this.holder.querySelector(".grid")?.focus();
   }
 
-  #goto(one) {
+  /** Shows the step of a transition. */
+  goto(one) {
     this.place.step = this.moments.nearestStep(one.run, this.moments.onAxis(one.run, one.at));
     this.choose("map.run", this.place.run.length > 1 ? one.run : "");
     this.moved();
