@@ -173,7 +173,8 @@ def test_the_wheel_holds_the_live_page_with_the_licence_of_what_it_draws_with(wh
     from monitor.service import pages
 
     names = wheel.namelist()
-    shipped = {name.removeprefix("monitor/service/page/") for name in names if "/page/" in name}
+    top = "monitor/service/page/"
+    shipped = {name.removeprefix(top) for name in names if name.startswith(top)}
     assert shipped == {*pages.files(), "vendor/uPlot.LICENSE"}
     assert {"index.html", "main.js", "style.css", "vendor/uPlot.iife.min.js"} <= shipped
     assert "MIT License" in wheel.read("monitor/service/page/vendor/uPlot.LICENSE").decode()
