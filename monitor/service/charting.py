@@ -42,7 +42,8 @@ class Asked:
 def declared(folder: Folder, run: str, table: str) -> tuple[ProbeSpec, list[StoredFile]]:
     """The declaration of a table of a run, and its files.
 
-    Raises `NoSuchRun` where there is no such run, and `ValueError` where no probe made the table.
+    Raises `UnknownRunError` where there is no such run, and `ValueError` where the table is no
+    probe's.
     """
     of_run = folder.of_run(run)
     expect_one_of(f"table of run {run!r}", table, [t for t in of_run if t not in NOT_BY_STEP])
@@ -64,7 +65,8 @@ class Charts:
     def series(self, runs: Sequence[str], asked: Asked, form: str) -> tuple[bytes, str]:
         """The text and its content type.
 
-        Raises `NoSuchRun` where there is no such run, and `ValueError` for what else there is not
+        Raises `UnknownRunError` where there is no such run, and `ValueError` for what else there is
+        not,
         and where too many rows are asked for.
         """
         expect_one_of("axis", asked.axis, AXES)

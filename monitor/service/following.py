@@ -40,7 +40,7 @@ class StoredFile:
     stamp: tuple[int, int, int]
 
 
-class NoSuchRun(LookupError):
+class UnknownRunError(LookupError):
     """Its name, and those of the runs that there are."""
 
 
@@ -70,7 +70,7 @@ class Folder:
         return by_run
 
     def of_run(self, run: str) -> dict[str, list[StoredFile]]:
-        """By table, the files of one run. Raises `NoSuchRun` where there is no such run."""
+        """By table, the files of one run. Raises `UnknownRunError` where there is no such run."""
         folders = self._folders()
         found = {
             table: files
@@ -79,7 +79,7 @@ class Folder:
         }
         if not found:
             known = sorted({run for of_table in folders.values() for run in of_table})
-            raise NoSuchRun(run, known)
+            raise UnknownRunError(run, known)
         return found
 
     def schema(self, file: StoredFile) -> pa.Schema | None:

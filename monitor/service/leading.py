@@ -83,7 +83,7 @@ class Leads:
     def told(self, runs: Sequence[str], axis: str) -> dict[str, Any]:
         """What is known of some runs, and of which of them it is not known yet.
 
-        Raises `NoSuchRun` where there is no such run, and `ValueError` for another axis.
+        Raises `UnknownRunError` where there is no such run, and `ValueError` for another axis.
         """
         expect_one_of("axis of leads", axis, AXES)
         known = {run: self._of_run(run, self._folder.of_run(run), axis) for run in runs}

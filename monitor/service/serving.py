@@ -22,7 +22,7 @@ from starlette.routing import Route
 from monitor.service import charting, pages, telling
 from monitor.service.charting import Asked, Charts
 from monitor.service.describing import ENDPOINTS, described
-from monitor.service.following import Folder, NoSuchRun
+from monitor.service.following import Folder, UnknownRunError
 from monitor.service.gathering import Gatherer
 from monitor.service.leading import Leads
 from monitor.sinks.prometheus import bound_socket
@@ -74,7 +74,11 @@ class Service:
                 Route("/", self._page),
                 Route("/page/{name:path}", self._page),
             ],
-            exception_handlers={HTTPException: _refused, ValueError: _wrong, NoSuchRun: _absent},
+            exception_handlers={
+                HTTPException: _refused,
+                ValueError: _wrong,
+                UnknownRunError: _absent,
+            },
         )
         settings = uvicorn.Config(
             app, lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=1

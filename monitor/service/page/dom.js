@@ -32,10 +32,25 @@ function nodes(children) {
   return children.flat(Infinity).filter((child) => child !== null && child !== undefined);
 }
 
-/** Puts other children into an element. */
+/** Puts other children into an element. What had the focus has it again, where it is there. */
 export function refill(element, ...children) {
+  const path = pathOf(document.activeElement, element);
   element.replaceChildren(...nodes(children));
+  if (path !== null) {
+    const now = path.reduce((at, [index]) => at?.children[index], element);
+    if (now?.tagName === path.at(-1)[1]) now.focus({ preventScroll: true });
+  }
   return element;
+}
+
+/** How to come from an element to one within it: which child, and its tag, at every level. */
+function pathOf(inner, element) {
+  if (inner === null || inner === element || !element.contains(inner)) return null;
+  const path = [];
+  for (let at = inner; at !== element; at = at.parentElement) {
+    path.unshift([[...at.parentElement.children].indexOf(at), at.tagName]);
+  }
+  return path;
 }
 
 let count = 0;

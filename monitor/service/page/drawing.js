@@ -80,13 +80,15 @@ export function drawLines(u, lines) {
     const name = [line.null[0], line.null.at(-1), line.null_sd?.[0], line.x.length].join();
     return drawn.has(name) ? false : drawn.add(name);
   };
+  // Many bands over each other are each lighter, so that the lines stay to be seen.
+  const light = Math.min(0.16, 0.7 / lines.filter((line) => !line.hidden).length);
   clipped(u, (ctx) => {
     for (const line of lines) {
       if (line.hidden) continue;
       ctx.fillStyle = line.colour;
       ctx.strokeStyle = line.colour;
       if (line.stderr) {
-        ctx.globalAlpha = 0.16;
+        ctx.globalAlpha = light;
         area(u, line, line.value, line.stderr);
       }
       if (line.null && once(line)) {

@@ -1,13 +1,14 @@
 // A chart with all that belongs to it: what it is, its unit, its null and what can fool it; its legend,
 // its numbers as a table and as CSV, and the choice of what is shown.
 
-import { answer } from "./data.js";
+import { answer, live } from "./data.js";
 import { choice, h, refill, refusal, say, svg, table, unique } from "./dom.js";
 import { linesOf, nearest, reasons, rowsOf } from "./lines.js";
 import { Plot } from "./plot.js";
 import { csv, named, number, save, spoken, within } from "./words.js";
 
 const POINTS = 1200;
+const MOST_POINTS = 100_000;
 const MOST_ROWS = 300;
 const MOST_TOLD = 10;
 
@@ -27,6 +28,7 @@ const MOST_TOLD = 10;
  * @property {boolean} [choose] whether one of the curves is chosen
  * @property {string[]} [filters] dimensions of which one value can be chosen
  * @property {boolean} [small]
+ * @property {() => void} [chosen] called when another one is chosen
  */
 
 export class Figure {
@@ -37,6 +39,7 @@ export class Figure {
     this.hovered = false;
     this.open = false;
     this.heard = 0;
+    this.points = POINTS;
     const id = unique("figure");
     this.controls = h("div", { class: "controls" });
     this.holder = h("div", { class: "plot", role: "img", "aria-label": sketch.title,
@@ -64,7 +67,7 @@ export class Figure {
       brief: sketch.small,
       picked: (x) => page.pick(x),
       pointed: (_plot, x) => this.#point(x),
-      zoomed: (zoom) => { this.reset.hidden = zoom === null; },
+      zoomed: (zoom) => this.#zoomed(zoom),
     });
     this.lines = [];
     if (sketch.choose) this.#offer();
@@ -80,9 +83,9 @@ export class Figure {
     const more = this.page.place.more;
     const wanted = more[`${id}.field`] ?? "";
     const chosen = choose ? [curves.find((c) => `${c.table}:${c.field}` === wanted) ?? curves[0]] : curves;
-    const picked = Object.fromEntries(filters.filter((dim) => `${id}.${dim}` in more)
-      .map((dim) => [dim, more[`${id}.${dim}`] === "all" ? "" : more[`${id}.${dim}`]]));
-    return chosen.map((curve) => ({ ...curve, dims: { ...curve.dims, ...picked } }));
+    const picked = (dim, usual) => more[`${id}.${dim}`] ?? usual ?? "all";
+    return chosen.map((curve) => ({ ...curve, dims: Object.fromEntries([...Object.keys(curve.dims ?? {}), ...filters]
+      .map((dim) => [dim, picked(dim, curve.dims?.[dim])]).filter(([, value]) => value !== "all")) }));
   }
 
   /** Asks anew and draws. */
@@ -96,13 +99,13 @@ export class Figure {
     }
     const answers = await Promise.allSettled(place.run.flatMap((run) => asked.map(async (curve) => ({
       run, curve, told: await answer("/api/series", { ...curve.dims, run, table: curve.table,
-        field: curve.field, axis: place.axis, top: curve.top, points: POINTS, format: "columns" }) }))));
+        field: curve.field, axis: place.axis, top: curve.top, points: this.points, format: "columns" }) }))));
     // An older question that was answered late is not shown over a newer one.
     if (turn !== this.heard) return;
     const there = answers.filter((one) => one.status === "fulfilled").map((one) => one.value);
     const refused = answers.filter((one) => one.status === "rejected").map((one) => one.reason);
     const all = there.flatMap(({ run, curve, told }) => told.series
-      .map((series) => ({ run, field: curve.field, fields: asked.length, series })));
+      .map((series) => ({ run, field: curve.field, fields: asked.length, dims: curve.dims, series })));
     const found = all.filter(({ run, series }) => this.page.aligned(run) && series.value?.some((v) => v !== null));
     const hidden = new Set((place.more[`${this.sketch.id}.hidden`] ?? "").split("|"));
     this.lines = linesOf(found, this.page, hidden);
@@ -110,14 +113,20 @@ export class Figure {
     this.#describe(asked);
     this.holder.parentElement.hidden = found.length === 0;
     if (found.length === 0) {
-      const why = [...new Set(all.flatMap(({ series }) => series.validity ?? []))].filter((word) => word !== "ok");
       refill(this.notes, refused.length ? refusal(refused[0]) : h("p", { class: "nothing" },
-        `Nothing to see of ${spoken(asked[0].field)} yet${why.length ? `: ${why.join("; ")}` : ""}.`));
+        `Nothing to see of ${spoken(asked[0].field)} yet.${await this.#why(asked[0])}`));
     } else {
       const lacking = place.run.filter((run) => !found.some((one) => one.run === run));
       refill(this.notes, lacking.length
         ? h("p", null, `Without it, or without the transition that is aligned: ${lacking.join(", ")}`) : null);
     }
+  }
+
+  /** Why rows cannot be interpreted where none of them can. */
+  async #why({ table, field }) {
+    const told = await answer("/api/rows", { run: this.page.place.run[0], table, field }).catch(() => null);
+    const why = [...new Set(told?.columns.validity ?? [])].filter((word) => word !== "ok");
+    return why.length ? ` Not interpretable: ${why.join("; ")}.` : "";
   }
 
   /** Draws what is known already: after a change of the marks, the step or the colours. */
@@ -129,7 +138,7 @@ export class Figure {
     const { place } = this.page;
     const log = Math.min(...this.lines.flatMap((l) => l.x.filter((x) => x > 0).slice(0, 1)), Infinity);
     this.plot.show(this.lines, { ...this.page.look(), x: place.x, y: place.y,
-      threshold: Number.isFinite(log) ? 10 ** Math.floor(Math.log10(log)) : 1,
+      threshold: Math.max(1, 10 ** Math.floor(Math.log10(Number.isFinite(log) ? log : 1))),
       look: `${place.x} ${place.y} ${place.axis} ${document.documentElement.dataset.theme}` });
     this.#list();
     if (this.open) this.#fillTable();
@@ -139,12 +148,17 @@ export class Figure {
     const { curves, id, filters = [] } = this.sketch;
     const more = this.page.place.more;
     const now = this.curves()[0];
+    const values = filters.map((dim) => this.page.valuesOf(now.table, dim));
+    // Nobody's choice is taken away while nothing else is to be chosen.
+    const offered = JSON.stringify([now, values]);
+    if (offered === this.offered) return;
+    this.offered = offered;
     const tables = new Set(curves.map((curve) => curve.table)).size;
     refill(this.controls,
       curves.length > 1 ? choice("Field", curves.map((c) => [`${c.table}:${c.field}`,
         tables > 1 ? `${spoken(c.field)} (${spoken(c.table)})` : spoken(c.field)]),
       `${now.table}:${now.field}`, (value) => this.#chose("field", value)) : null,
-      filters.map((dim) => choice(spoken(dim), [["all", "all"], ...this.page.valuesOf(now.table, dim)
+      filters.map((dim, at) => choice(spoken(dim), [["all", "all"], ...values[at]
         .map((value) => [value, named({ [dim]: value }) || String(value)])],
       more[`${id}.${dim}`] ?? now.dims[dim] ?? "all", (value) => this.#chose(dim, value))));
   }
@@ -161,7 +175,7 @@ export class Figure {
       const last = line.value.findLastIndex((value) => value !== null);
       const wrong = reasons(line);
       return h("li", null, h("button", { type: "button", "aria-pressed": String(!line.hidden),
-        title: line.hidden ? "Show" : "Hide", onclick: () => this.#hide(line) },
+        title: `${line.hidden ? "Show" : "Hide"} ${line.name}`, onclick: () => this.#hide(line) },
       svg("svg", { width: 26, height: 8, "aria-hidden": "true" }, svg("line", { x1: 0, x2: 26, y1: 4, y2: 4,
         stroke: line.colour, "stroke-width": line.width + 0.5, "stroke-dasharray": line.dash.join(" ") })),
       h("span", { class: "what" }, line.name),
@@ -171,7 +185,8 @@ export class Figure {
     }));
     const [first, last] = this.plot.span ?? [0, 0];
     this.holder.setAttribute("aria-label", `${this.sketch.title}: ${this.lines.length} lines from `
-      + `${this.page.format(first)} to ${this.page.format(last)}. The button Table has the numbers.`);
+      + `${this.page.format(first)} to ${this.page.format(last)}. ${this.page.spokenMarks()} `
+      + "The button Table has the numbers.");
   }
 
   #hide(line) {
@@ -221,6 +236,19 @@ export class Figure {
     this.tip.classList.toggle("right", right);
     this.tip.hidden = false;
     if (focused) say(this.tip.innerText);
+  }
+
+  /** Of a part more is shown, where the service had thinned the whole. */
+  #zoomed(zoom) {
+    this.reset.hidden = zoom === null;
+    if (!live) return;
+    const [first, last] = this.plot.span ?? [0, 1];
+    const times = zoom === null ? 1 : 2 ** Math.ceil(Math.log2((last - first) / (zoom.max - zoom.min)));
+    const points = Math.min(MOST_POINTS, POINTS * Math.max(1, times));
+    const thinned = this.lines.some((line) => line.x.length > this.points - 4);
+    if (points === this.points || (points > this.points && !thinned)) return;
+    this.points = points;
+    this.refresh();
   }
 
   #toggleTable() {

@@ -70,11 +70,12 @@ export class StepSlider {
 }
 
 export class Heads {
-  /** @param {import("./run.js").RunPage} page @param {import("./figure.js").Curve[]} curves */
-  constructor(page, curves, figure) {
+  /** @param {import("./run.js").RunPage} page @param {Figure} figure that of which the field is shown */
+  constructor(page, figure) {
     this.page = page;
-    this.curves = curves;
     this.figure = figure;
+    this.beside = true;
+    this.stepped = true;
     this.turn = 0;
     this.map = new HeatMap((layer, head) => page.openHead(`${layer}.${head}`));
     this.run = h("div", { class: "controls" });
@@ -133,6 +134,7 @@ export class HeadPanel {
   constructor(page, curves) {
     this.page = page;
     this.curves = curves;
+    this.stepped = true;
     this.figures = [];
     this.head = "";
     this.heading = h("h3", { tabindex: "-1", id: "head-title" });

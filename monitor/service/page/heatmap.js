@@ -62,8 +62,8 @@ export class HeatMap {
   draw() {
     const width = this.element.clientWidth;
     if (width === 0 || this.rows === 0) return;
-    this.wide = Math.max(2, Math.min(72, (width - LEFT - 2) / this.columns));
-    this.high = Math.max(5, Math.min(30, 640 / this.rows));
+    this.wide = Math.max(2, Math.min(110, (width - LEFT - 2) / this.columns));
+    this.high = Math.max(5, Math.min(36, 640 / this.rows));
     const px = devicePixelRatio;
     const size = [LEFT + this.wide * this.columns, TOP + this.high * this.rows];
     [this.canvas.width, this.canvas.height] = size.map((side) => Math.ceil(side * px));
@@ -103,7 +103,9 @@ export class HeatMap {
     const share = (cell.value - (cell.null ?? 0)) / this.top;
     const [red, green, blue] = viridis(share);
     ctx.fillStyle = `rgb(${red} ${green} ${blue})`;
-    ctx.fillRect(x, y, wide, high);
+    // Without a gap cells overlap by less than a pixel, or the ground would show between them.
+    const over = gap === 0 ? 0.6 : 0;
+    ctx.fillRect(x, y, wide + over, high + over);
     if (this.wide >= 40 && this.high >= 18) {
       ctx.fillStyle = red * 0.3 + green * 0.6 + blue * 0.1 > 120 ? "#000" : "#fff";
       ctx.fillText(String(Number(cell.value.toPrecision(2))), x + wide / 2, y + high / 2);
@@ -143,6 +145,7 @@ export class HeatMap {
   }
 
   #pressed(event) {
+    if (this.rows === 0) return;
     const [layer, head] = this.at;
     const last = [this.rows - 1, this.columns - 1];
     const moves = {

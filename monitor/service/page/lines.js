@@ -7,8 +7,8 @@ const DASHES = [[], [7, 3], [12, 4], [7, 3, 2, 3], [3, 3], [14, 3, 3, 3]];
 const COLUMNS = ["value", "stderr", "null", "null_sd", "validity"];
 
 /**
- * @param {Array<{run: string, field: string, fields: number, series: Object}>} all each a series of
- *   an answer, with its field, and how many fields the figure has
+ * @param {Array<{run: string, field: string, fields: number, dims: Object, series: Object}>} all each a
+ *   series of an answer, with its field, how many fields the figure has, and the dimensions asked for
  * @param {Object} page the runs, the layers, and where 0 is of each run
  * @param {Set<string>} hidden names of lines that are not to be shown
  * @returns {import("./plot.js").Line[]}
@@ -28,7 +28,7 @@ export function linesOf(all, page, hidden) {
     const rank = used.get(colour) ?? 0;
     used.set(colour, rank + 1);
     const at = page.place.run.indexOf(run);
-    const short = [one.fields > 1 ? spoken(one.field) : "", named(without(dims, constant))].filter(Boolean).join(" ")
+    const short = [one.fields > 1 ? spoken(one.field) : "", named(without(dims, [...constant, ...Object.keys(one.dims)]))].filter(Boolean).join(" ")
       || spoken(one.field);
     const name = several ? `${short} ${page.letter(run)}` : short;
     const shift = page.offset(run);
@@ -45,10 +45,14 @@ export function linesOf(all, page, hidden) {
   });
 }
 
+// What these are the numbers of is only clear with both.
+const NAMED = ["layer", "head", "neuron"];
+
 /** The dimensions in which none differs: they need not be named. */
 function same(found) {
   const [first, ...others] = found.map((one) => one.series.dims ?? {});
-  return others.length === 0 ? [] : Object.keys(first).filter((dim) => others.every((dims) => dims[dim] === first[dim]));
+  return others.length === 0 ? [] : Object.keys(first).filter((dim) => !NAMED.includes(dim)
+    && others.every((dims) => dims[dim] === first[dim]));
 }
 
 function without(dims, names) {

@@ -7,7 +7,9 @@ import { read, written } from "./place.js";
 import { RunList } from "./runs.js";
 import { RunPage } from "./run.js";
 
-const REST_MS = 1000;
+const REST_MS = 1_000;
+// That a run has stalled is not an event.
+const LOOK_MS = 30_000;
 const holder = document.getElementById("main");
 let view = null;
 let place = null;
@@ -25,15 +27,21 @@ async function show() {
   if (location.hash && !location.hash.startsWith("#/")) return;
   view?.close();
   place = read(location.hash);
+  // A place of its own: what was left while it was still asking draws where nobody sees it.
+  const ground = h("div");
+  refill(holder, ground);
   const mine = place.run.length === 0
-    ? new RunList(holder, (run) => go({ ...place, run }))
-    : new RunPage(holder, place, keep, go);
+    ? new RunList(ground, (run) => go({ ...place, run }))
+    : new RunPage(ground, place, keep, go);
   view = mine;
   document.title = place.run.length ? `${place.run.join(", ")} – phasewatch` : "phasewatch";
   try {
     await mine.open();
   } catch (error) {
-    if (view === mine) refill(holder, refusal(error), h("p", null, h("a", { href: "#/" }, "All runs")));
+    if (view === mine) {
+      refill(ground, refusal(error), h("p", null, h("a", { href: "#/" }, "All runs")));
+      view = null;
+    }
     if (error.status === undefined) throw error;
   }
 }
@@ -59,7 +67,10 @@ function connected(there) {
   line.textContent = there ? "live" : "disconnected, retrying";
   line.className = there ? "live" : "lost";
   // What happened meanwhile was not told.
-  if (there && lost) (view?.parts || view?.rows ? changed({}) : show());
+  if (there && lost) {
+    if (view === null) show();
+    else changed({});
+  }
   lost = !there;
 }
 
@@ -102,4 +113,5 @@ if (!live) {
   }
 }
 follow(changed, connected);
+if (live) setInterval(() => changed({}), LOOK_MS);
 show();

@@ -25,6 +25,7 @@ import { number } from "./words.js";
 const HEIGHT = 250;
 const SMALL = 150;
 const ZOOM = 0.6;
+const DRAG = 4;
 
 export class Plot {
   /**
@@ -39,8 +40,6 @@ export class Plot {
     this.holder = holder;
     this.told = told;
     this.zoom = null;
-    // A click follows what drags a zoom, and is none.
-    this.dragged = false;
     this.lines = [];
     this.u = null;
     holder.tabIndex = 0;
@@ -92,6 +91,7 @@ export class Plot {
   }
 
   #rescale() {
+    if (this.u === null) return;
     const [min, max] = this.span;
     this.u.setScale("x", this.zoom ?? { min, max: max > min ? max : min + 1 });
   }
@@ -109,12 +109,15 @@ export class Plot {
       grid: { stroke: styled("--grid"), width: 1 }, ticks: { stroke: styled("--grid"), width: 1, size: 4 } };
     const positive = this.lines.every((line) => line.value.every((v) => v === null || v > 0));
     const largest = Math.max(1e-9, ...extremes(this.lines, null).map(Math.abs));
-    const log = positive ? { distr: 3 }
-      : { distr: 4, asinh: 10 ** Math.floor(Math.log10(largest / 100)) };
+    // What is not above 0 has no logarithm: around it the scale is linear, as that of asinh is.
+    const around = 10 ** Math.floor(Math.log10(largest / 100));
+    const log = positive ? { distr: 3 } : { distr: 4, asinh: around };
+    const decades = (least) => ({ filter: (_u, splits) => splits,
+      splits: (_u, _axis, min, max) => powers(min, max, least) });
     return {
       width: Math.max(200, this.holder.clientWidth),
       height: this.told.brief ? SMALL : HEIGHT,
-      padding: [16, this.told.brief ? 8 : 64, 0, 0],
+      padding: [16, this.told.brief ? 20 : 64, 0, 0],
       legend: { show: false },
       cursor: {
         y: false,
@@ -124,27 +127,24 @@ export class Plot {
           filters: { pub: (type) => type === "mousemove" || type === "mouseleave" } },
         bind: {
           dblclick: () => () => this.zoomTo(null),
-          click: (u, _target, handler) => (event) => {
-            handler(event);
-            if (!this.dragged) this.told.picked(u.posToVal(u.cursor.left, "x"));
-            this.dragged = false;
-          },
         },
       },
       scales: {
         x: { time: false, ...(this.how.x === "log" ? { distr: 4, asinh: this.how.threshold } : {}),
           range: (_u, min, max) => [min, max] },
         y: { ...(this.how.y === "log" ? log : {}),
-          range: () => padded(extremes(this.lines, this.zoom), this.how.y === "log" && positive) },
+          range: () => (this.how.y === "log" && positive ? above(this.lines, this.zoom)
+            : padded(extremes(this.lines, this.zoom))) },
       },
       axes: [
-        { ...axis, size: 26, values: (_u, splits) => splits.map((v) => (v === null ? "" : this.how.format(v))) },
-        { ...axis, size: 56, values: (_u, splits) => splits.map((v) => (v === null ? "" : number(v))) },
+        { ...axis, size: 26, ...(this.how.x === "log" ? decades(this.how.threshold) : {}), values: (_u, splits) => splits.map((v) => (v === null ? "" : this.how.format(v))) },
+        { ...axis, size: 56, ...(this.how.y === "log" ? decades(positive ? 0 : around) : {}), values: (_u, splits) => splits.map((v) => (v === null ? "" : number(v))) },
       ],
       series: [{}, ...this.lines.map((line) => ({
         label: line.name, stroke: line.colour, width: line.width, dash: line.dash,
         show: !line.hidden, points: { show: (_u, _at, from, to) => to - from < 40, size: 4 } }))],
       hooks: {
+        ready: [(u) => this.#clicks(u)],
         drawClear: [(u) => { drawMarks(u, { ...this.how, brief: this.told.brief }); drawLines(u, this.lines); }],
         draw: [(u) => { if (!this.told.brief) drawEnds(u, this.lines); }],
         setCursor: [(u) => this.told.pointed(this, u.cursor.left < 0 ? null : u.posToVal(u.cursor.left, "x"))],
@@ -153,11 +153,19 @@ export class Plot {
     };
   }
 
+  #clicks(u) {
+    let down = 0;
+    u.over.addEventListener("mousedown", (event) => { down = event.clientX; });
+    u.over.addEventListener("click", (event) => {
+      // What follows a drag is no click.
+      if (Math.abs(event.clientX - down) < DRAG) this.told.picked(u.posToVal(event.offsetX, "x"));
+    });
+  }
+
   #selected(u) {
     const { left, width } = u.select;
-    if (width < 4) return;
+    if (width < DRAG) return;
     const zoom = { min: u.posToVal(left, "x"), max: u.posToVal(left + width, "x") };
-    this.dragged = true;
     u.setSelect({ left: 0, top: 0, width: 0, height: 0 }, false);
     this.zoomTo(zoom);
   }
@@ -221,8 +229,29 @@ function extremes(lines, zoom) {
   return low <= high ? [low, high] : [0, 1];
 }
 
-function padded([low, high], log) {
-  if (log) return [Math.max(low, high * 1e-6) / 1.1, high * 1.1];
+/** From the lowest to the highest of positive lines; bands may go below. */
+function above(lines, zoom) {
+  const bare = lines.map((line) => ({ ...line, stderr: undefined, null_sd: undefined,
+    null: line.null?.map((value) => (value > 0 ? value : null)) }));
+  const [low, high] = extremes(bare, zoom);
+  return [low / 1.3, high * 1.3];
+}
+
+/** Powers of ten, and where these are few what lies between; from `least` on to both sides of 0. */
+function powers(min, max, least) {
+  const first = Math.floor(Math.log10(least || Math.max(min, 1e-30)));
+  const last = Math.ceil(Math.log10(Math.max(Math.abs(min), Math.abs(max))));
+  const made = (parts) => {
+    const up = [];
+    for (let power = first; power <= last; power += 1) up.push(...parts.map((part) => part * 10 ** power));
+    const both = least ? [...up.map((value) => -value).reverse(), 0, ...up] : up;
+    return both.filter((value) => value >= min && value <= max);
+  };
+  const few = made([1]);
+  return few.length >= 3 ? few : made([1, 2, 5]);
+}
+
+function padded([low, high]) {
   const room = (high - low || Math.abs(high) || 1) * 0.06;
   return [low - room, high + room];
 }

@@ -1,18 +1,16 @@
 // The page of one run, or of several over each other.
 
 import { answer } from "./data.js";
-import { choice, h, refill, refusal, say, switches } from "./dom.js";
+import { choice, h, refill, say, switches } from "./dom.js";
 import { Figure } from "./figure.js";
-import { graph } from "./circuit.js";
-import { HeadPanel, Heads, StepSlider } from "./heads.js";
+import { HeadPanel, StepSlider } from "./heads.js";
 import { Moments } from "./moments.js";
-import { topNeurons } from "./neurons.js";
-import { headCurves, sections } from "./sections.js";
+import { moreOf } from "./parts.js";
 import { stateOf } from "./runs.js";
-import { gathered, leads, list } from "./transitions.js";
+import { headCurves, sections } from "./sections.js";
+import { gathered } from "./transitions.js";
 import { about, ago, lasting, whole } from "./words.js";
 
-const AGAIN_MS = 3_000;
 const AXES = { step: "Step", tokens: "Tokens", time: "Wall clock" };
 
 export class RunPage {
@@ -37,14 +35,16 @@ export class RunPage {
   }
 
   async open() {
-    const { place } = this;
     this.top = h("div", { class: "top" });
+    this.facts = h("div");
+    this.others = h("div");
+    this.offered = "";
+    refill(this.top, this.facts, this.others);
     this.bar = h("div", { class: "bar2" });
     refill(this.holder, this.top, this.bar);
     await this.#meet();
-    const { run } = place;
     const known = this.infos.map((info) => info.run);
-    const absent = run.filter((name) => !known.includes(name));
+    const absent = this.#absent();
     if (absent.length) {
       refill(this.holder, h("h1", null, "No such run"), h("p", { class: "nothing" },
         `This address names ${absent.join(", ")}, which is not here. `,
@@ -52,10 +52,23 @@ export class RunPage {
       h("p", null, h("a", { href: "#/" }, "All runs")));
       return;
     }
-    const told = await Promise.all(run.map((name) => answer("/api/tables", { run: name })));
-    for (const spec of told.flat()) if (!this.tables.has(spec.table)) this.tables.set(spec.table, spec);
+    await this.#declare();
     await Promise.all([this.#layers(), this.#locate()]);
     this.#build();
+  }
+
+  #absent() {
+    return this.place.run.filter((run) => !this.infos.some((info) => info.run === run));
+  }
+
+  /** Learns the declarations of the tables of the runs, and says whether there are more now. */
+  async #declare() {
+    const told = await Promise.all(this.place.run.map((run) => answer("/api/tables", { run })));
+    // That something is said of changes changes nothing of what is there to be seen.
+    const count = () => this.tables.size - Number(this.has("transitions"));
+    const before = count();
+    for (const spec of told.flat()) if (!this.tables.has(spec.table)) this.tables.set(spec.table, spec);
+    return count() > before;
   }
 
   /** What is at the head of the page: the runs and their states. */
@@ -64,7 +77,7 @@ export class RunPage {
     const mine = this.place.run.map((run) => this.infos.find((info) => info.run === run)).filter(Boolean);
     const others = this.infos.filter((info) => !this.place.run.includes(info.run)).map((info) => info.run);
     const several = mine.length > 1;
-    refill(this.top, h("h1", null, several ? `${mine.length} runs over each other` : mine[0]?.run ?? ""),
+    refill(this.facts, h("h1", null, several ? `${mine.length} runs over each other` : mine[0]?.run ?? ""),
       h("ul", { class: "facts" }, mine.map((info) => h("li", null,
         several ? h("b", null, `${this.letter(info.run)} ${info.run}`) : null, stateOf(info),
         h("span", null, `step ${whole(info.last_step)}`), h("span", null, `${about(info.tokens)} tokens`),
@@ -72,9 +85,11 @@ export class RunPage {
         info.model ? h("span", null, `${info.model}, ${about(info.parameters)} parameters`) : null,
         info.seed === null || info.seed === undefined ? null : h("span", null, `seed ${info.seed}`),
         several ? h("button", { type: "button", "aria-label": `Leave out ${info.run}`,
-          onclick: () => this.#with(this.place.run.filter((run) => run !== info.run)) }, "Leave out") : null))),
-      others.length ? choice("Lay another run over it", [["", "choose"], ...others.map((run) => [run, run])], "",
-        (run) => this.#with([...this.place.run, run])) : null);
+          onclick: () => this.#with(this.place.run.filter((run) => run !== info.run)) }, "Leave out") : null))));
+    if (others.join() === this.offered) return;
+    this.offered = others.join();
+    refill(this.others, others.length ? choice("Lay another run over it", [["", "choose"], ...others], "",
+      (run) => this.#with([...this.place.run, run])) : null);
   }
 
   #with(run) {
@@ -103,13 +118,17 @@ export class RunPage {
     this.curves = headCurves(this.tables);
     this.slider = new StepSlider((step) => { this.place.step = step; this.keep(); this.moved(); });
     const built = sections(this.tables).map((section) => this.#section(section));
+    this.panel = this.parts.find((part) => part instanceof HeadPanel);
     this.#controls();
     refill(this.holder, this.top, this.bar, h("p", { class: "unseen", id: "plot-keys" },
       "Arrow keys move the cursor, plus and minus zoom, Escape shows all, Enter chooses the step."),
     h("nav", { class: "contents", "aria-label": "Sections" }, built.map(({ id, title }) =>
       h("a", { href: `#${id}`, onclick: (event) => this.#jump(event, id) }, title))),
     built.map(({ element }) => element));
-    for (const part of this.parts) this.seen.observe(part.element);
+    for (const part of this.parts) {
+      this.seen.observe(part.element);
+      if (part.always) this.#freshen(part);
+    }
     // What is hidden is never seen to come into view.
     this.panel?.refresh();
     this.#slide();
@@ -128,61 +147,15 @@ export class RunPage {
 
   #section({ id, title, figures, missing }) {
     const made = figures.map((sketch) => new Figure(sketch, this));
-    const parts = [...made];
-    const add = (part) => { parts.push(part); return part.element; };
-    const body = [h("div", { class: "cards" }, made.map((figure) => figure.element))];
-    if (id === "heads" && made.length) {
-      const heads = new Heads(this, this.curves, made[0]);
-      made[0].sketch.chosen = () => heads.refresh();
-      body[0].append(add(heads));
-      this.panel = new HeadPanel(this, this.curves);
-      body.push(add(this.panel));
-    }
-    if (id === "circuit" && this.has("circuit")) {
-      body.push(add(this.#told("circuit", (told) => graph(told, (head) => this.openHead(head)))));
-    }
-    if (id === "neurons" && this.has("top_neurons")) {
-      body.push(add(this.#told("top_neurons", (told) => topNeurons(told))));
-    }
-    if (id === "transitions") {
-      const element = h("div", { class: "card", id: "transition-list" });
-      body.push(add({ element, refresh: async () => refill(element,
-        list(this.transitions, this.place.run.length > 1, (one) => this.#goto(one))) }));
-    }
-    if (id === "leads") body.push(add(this.#leads()));
-    this.parts.push(...parts);
+    const more = moreOf(id, this, made);
+    this.parts.push(...made, ...more);
+    const beside = [...made, ...more.filter((part) => part.beside)];
+    const below = more.filter((part) => !part.beside);
     const element = h("section", { id, "aria-labelledby": `${id}-title` }, h("h2", { id: `${id}-title` }, title),
-      parts.length ? body : h("p", { class: "nothing card" }, missing));
+      beside.length ? h("div", { class: "cards" }, beside.map((part) => part.element)) : null,
+      below.map((part) => part.element),
+      beside.length + below.length ? null : h("p", { class: "nothing card" }, missing));
     return { id, title, element };
-  }
-
-  /** Something that is made of the rows of a table at the step that is chosen. */
-  #told(table, made) {
-    const element = h("div", { class: "card", "data-table": table });
-    return { element, stepped: true, refresh: async () => {
-      try {
-        const told = await answer("/api/rows", { run: this.one(), table, step: this.place.step });
-        refill(element, made(told));
-      } catch (error) {
-        refill(element, refusal(error));
-      }
-    } };
-  }
-
-  #leads() {
-    const element = h("div", { class: "card", id: "lead-list" });
-    const part = { element, refresh: async () => {
-      try {
-        const { run, axis } = this.place;
-        // Of time on the clock there are no leads: training may pause.
-        const told = await answer("/api/leads", { run, axis: axis === "time" ? "step" : axis });
-        refill(element, leads(told, run.length > 1));
-        if (!told.ready) setTimeout(() => element.isConnected && part.refresh(), AGAIN_MS);
-      } catch (error) {
-        refill(element, refusal(error));
-      }
-    } };
-    return part;
   }
 
   async #see(entries) {
@@ -203,7 +176,7 @@ export class RunPage {
   #freshenAll(which = () => true) {
     return Promise.all(this.parts.filter(which).map((part) => {
       part.stale = true;
-      return part.visible || part === this.panel ? this.#freshen(part) : null;
+      return part.visible || part.always ? this.#freshen(part) : null;
     }));
   }
 
@@ -216,15 +189,29 @@ export class RunPage {
   /** What was measured of a run is shown; zoom, slider and focus stay. */
   async update() {
     await this.#meet();
+    if (this.#absent().length) return;
+    if (await this.#declare() || this.slider === undefined) {
+      // Another probe has begun: there are more sections, and more to choose from.
+      const { scrollY } = window;
+      this.#leave();
+      await this.open();
+      scrollTo({ top: scrollY, behavior: "instant" });
+      return;
+    }
+    const before = new Set(this.transitions.map((one) => `${one.series}, ${one.state}`));
     await this.#locate();
+    const now = this.transitions.map((one) => `${one.series}, ${one.state}`).filter((word) => !before.has(word));
+    if (now.length) {
+      say(`Now said: ${now.join("; ")}.`);
+      this.#controls();
+    }
     await Promise.all([this.#freshenAll(), this.#slide()]);
   }
 
   /** The chosen step has changed. */
   async moved() {
-    const stepped = (part) => part instanceof Heads || part instanceof HeadPanel || part.stepped;
     for (const part of this.parts) part.restyle?.();
-    await Promise.all([this.#freshenAll(stepped), this.#slide()]);
+    await Promise.all([this.#freshenAll((part) => part.stepped), this.#slide()]);
   }
 
   async #slide() {
@@ -232,18 +219,19 @@ export class RunPage {
     this.slider.show(steps, this.place.step);
   }
 
+  /** The colours have changed. */
   restyle() {
-    for (const part of this.parts) {
-      if (part instanceof Figure || part instanceof Heads || part instanceof HeadPanel) part.stale = true;
-      if (part.visible || part === this.panel) this.#freshen(part);
-    }
+    this.#freshenAll();
   }
 
-  close() {
+  #leave() {
     this.seen.disconnect();
     this.slider?.close();
     for (const part of this.parts) part.close?.();
+    this.parts = [];
   }
+
+  close() { this.#leave(); }
 
   // What figures ask of the page.
 
@@ -303,6 +291,12 @@ export class RunPage {
     return { marks, here, format: (x) => this.format(x) };
   }
 
+  /** The transitions in the charts, in words. */
+  spokenMarks() {
+    const words = this.transitions.map((one) => `${one.name}, ${one.series}, ${one.state} at ${whole(one.at)}`);
+    return words.length ? `Transitions: ${words.join("; ")}.` : "No transition.";
+  }
+
   format(x) {
     return this.place.axis === "time" ? (x < 0 ? `−${lasting(-x)}` : lasting(x))
       : Math.abs(x) >= 1e5 ? about(x) : whole(x);
@@ -342,7 +336,8 @@ export class RunPage {
     if (head === "" && before) this.holder.querySelector(".grid")?.focus();
   }
 
-  #goto(one) {
+  /** Shows the step of a transition. */
+  goto(one) {
     this.place.step = this.moments.nearestStep(one.run, this.moments.onAxis(one.run, one.at));
     this.choose("map.run", this.place.run.length > 1 ? one.run : "");
     this.moved();

@@ -26,8 +26,11 @@ export function gathered(rows) {
   const found = [...of.values()].map((said) => {
     const row = said.at(-1);
     const at = row.midpoint ?? row.began ?? row.detected_at;
-    return { run: row.run, series: row.series, kind: row.kind, state: row.state, row,
-      from: row.onset ?? at, at, to: row.end ?? at,
+    // Of a change that is not fitted, or not over, as far as it was seen.
+    const change = row.kind === "change";
+    return { run: row.run, series: row.series, kind: row.kind, state: row.state, row, at,
+      from: row.onset ?? (change ? Math.min(at, row.detected_at) : at),
+      to: row.end ?? (change ? row.step : at),
       low: row.midpoint_low ?? null, high: row.midpoint_high ?? null,
       said: said.map(({ state, step }) => ({ state, step })) };
   });
@@ -55,7 +58,7 @@ export function list(transitions, several, jump) {
       + "whole runs afterwards.");
   }
   const last = Math.max(...transitions.flatMap((one) => [one.to, one.high ?? 0, one.row.step]));
-  return table("Transitions", [
+  return h("div", null, table("Transitions", [
     ["No.", (one) => h("button", { type: "button", "data-transition": one.name,
       "aria-label": `Go to transition ${one.name}, ${one.series}`, onclick: () => jump(one) }, one.name)],
     ...(several ? [["Run", (one) => one.run]] : []),
@@ -64,12 +67,15 @@ export function list(transitions, several, jump) {
     ["State", (one) => h("span", { class: `state ${one.state}` }, one.state)],
     ["Midpoint, 95%", (one) => (one.kind === "change" ? between(one.row.midpoint, one.low, one.high)
       : `at ${whole(one.at)}`)],
-    ["Onset to end", (one) => (one.row.onset === null || one.row.onset === undefined ? "–"
-      : `${whole(one.row.onset)} to ${whole(one.row.end)}`)],
+    ["Onset to end", (one) => ((one.row.onset ?? null) === null ? "–"
+      : `${whole(one.row.onset)} to ${(one.row.end ?? null) === null ? "not over yet" : whole(one.row.end)}`)],
     ["Where", (one) => lane(one, last)],
     ["Said", (one) => one.said.map(({ state, step }) => `${state} at ${whole(step)}`).join(", ")],
     ["Beside", (one) => one.row.label || "–"],
-  ], transitions);
+  ], transitions), h("p", { class: "about" }, "In the charts: a line at the midpoint, solid where confirmed, dashed "
+    + "where provisional, dotted where retracted; shaded from onset to end, as fitted to what was measured until it was "
+    + "said, or as far as it was seen where there is no fit; darker within the 95% interval of the midpoint. "
+    + "What forms has a line where it was first seen. Formations and changes are found as they happen, without hindsight."));
 }
 
 function lane(one, last) {

@@ -47,6 +47,11 @@ const SHORT = { layer: "layer ", head: "head ", neuron: "neuron ", k: "k = " };
 export function named(dims) {
   const left = { ...dims };
   const words = [];
+  if ("source_layer" in left) {
+    const ends = [`${left.source_layer}.${left.source_head}`, `${left.target_layer}.${left.target_head}`];
+    words.push(left.target_layer < 0 ? ends[0] : ends.join(" → "));
+    for (const end of ["source", "target"]) for (const part of ["layer", "head"]) delete left[`${end}_${part}`];
+  }
   if ("layer" in left && "head" in left && left.layer >= 0 && left.head >= 0) {
     words.push(`${left.layer}.${left.head}`);
     delete left.layer;

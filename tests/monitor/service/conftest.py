@@ -1,4 +1,4 @@
-"""A real Chromium, and a service with two runs for it to look at."""
+"""Services, a real Chromium, and two runs for it to look at."""
 
 from __future__ import annotations
 
@@ -15,8 +15,23 @@ from monitor.service import Service
 from monitor.sinks import ParquetSink
 from tests.monitor.service.training import measurements
 
-# What a page may ask: the service, or the file that it is.
-OWN = ("http://127.0.0.1:", "blob:http://127.0.0.1:", "data:", "file:", "blob:null")
+
+# What a page may ask: the service that it is of, or the file.
+_OWN = ("http://127.0.0.1:", "blob:http://127.0.0.1:", "blob:null", "data:", "file:")
+
+
+@pytest.fixture
+def serve(tmp_path):
+    """Serves what is under the temporary folder, or another one."""
+    made = []
+
+    def start(root=tmp_path, **options):
+        made.append(Service(root, **({"port": 0} | options)))
+        return made[-1]
+
+    yield start
+    for service in made:
+        service.close()
 
 
 @pytest.fixture(scope="session")
@@ -67,7 +82,7 @@ class Visit:
             self.problems.append(f"{response.status}: {response.url}")
 
     def _asked(self, request: Any) -> None:
-        if not request.url.startswith(OWN):
+        if not request.url.startswith(_OWN):
             self.problems.append(f"asked elsewhere: {request.url}")
 
 
