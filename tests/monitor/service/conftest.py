@@ -15,7 +15,6 @@ from monitor.service import Service
 from monitor.sinks import ParquetSink
 from tests.monitor.service.training import measurements
 
-
 # What a page may ask: the service that it is of, or the file.
 _OWN = ("http://127.0.0.1:", "blob:http://127.0.0.1:", "blob:null", "data:", "file:")
 
