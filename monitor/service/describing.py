@@ -196,6 +196,21 @@ _LEADS = _object(
             validity=_TEXTS,
         )
     ),
+    warnings=_list(
+        _object(
+            run=_TEXTS,
+            moved=_TEXTS,
+            outcome=_TEXTS,
+            followed=_of("integer"),
+            runs=_of("integer"),
+            share_low=_NUMBER,
+            share_high=_NUMBER,
+            median=_NUMBER,
+            least=_NUMBER,
+            most=_NUMBER,
+            expected=_NUMBER,
+        )
+    ),
 )
 _STATUS = _object(status={"const": "ok"})
 _ERROR = _object(error=_TEXTS, expected=_TEXTS, do=_TEXTS)
@@ -277,7 +292,8 @@ ENDPOINTS: dict[str, Endpoint] = {
     ),
     "/api/leads": Endpoint(
         help="Which transitions came before which, and by how much: within each run, and over the "
-        "runs. What is not ready yet is being worked out: ask again.",
+        "runs; and what may follow, as it did in other runs. What is not ready yet is being worked "
+        "out: ask again.",
         answers={_JSON: _LEADS},
         takes={
             "run": _SOME_RUNS,

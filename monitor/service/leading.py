@@ -5,8 +5,11 @@ leaves its null behind) lies between two measurements, and so the lead of one ov
 to within the gaps; nothing of it is a statistic. *Fits*: transitions fitted to whole series by
 `monitor.across.fitted`, whose midpoints have 95% intervals, combined as if they were independent.
 
-That is worked out on a thread of its own, once for each state of a run, and in no more than a small
-share of the time while the run goes on.
+Early warnings are made of formations: what has not formed in a run yet, what came before it in
+other runs under the root, and in how many of those that had that.
+
+All of it is worked out on a thread of its own, once for each state of a run, and in no more than a
+small share of the time while the run goes on.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ import numpy as np
 import pandas as pd
 
 from monitor.across import apart, fitted, formations, leads
+from monitor.across.pooled import exact_interval
 from monitor.record import expect_one_of
 from monitor.service.following import NOT_BY_STEP, Folder, StoredFile
 from monitor.service.rendering import plain
@@ -58,6 +62,7 @@ class _Known:
     step: int
     formed: pd.DataFrame
     pairs: pd.DataFrame
+    warnings: list[dict[str, Any]]
     error: str | None
     took: float
     at: float
@@ -157,22 +162,72 @@ def _state(of_run: Mapping[str, list[StoredFile]]) -> tuple[object, int]:
 def _known(root: Path, run: str, axis: str, state: object, step: int) -> _Known:
     begun = time.monotonic()
     formed = pairs = pd.DataFrame()
+    warnings: list[dict[str, Any]] = []
     error = None
     try:
-        formed, pairs = _worked_out(root, run, axis)
+        formed, pairs, warnings = _worked_out(root, run, axis)
     except Exception as raised:
         error = f"{type(raised).__name__}: {raised}"
         _log.warning("the leads of %s could not be worked out: %s", run, error)
     now = time.monotonic()
     return _Known(
-        state=state, step=step, formed=formed, pairs=pairs, error=error, took=now - begun, at=now
+        state=state,
+        step=step,
+        formed=formed,
+        pairs=pairs,
+        warnings=warnings,
+        error=error,
+        took=now - begun,
+        at=now,
     )
 
 
-def _worked_out(root: Path, run: str, axis: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """What formed in a run, and how far apart its fitted transitions are."""
+def _worked_out(
+    root: Path, run: str, axis: str
+) -> tuple[pd.DataFrame, pd.DataFrame, list[dict[str, Any]]]:
+    """What formed in a run, how far apart its fitted transitions are, and what that says of what
+    has not formed yet.
+    """
     fits = fitted(root, [run], axis="tokens" if axis == "tokens" else "step")
-    return formations(root, [run]), apart(fits)
+    formed = formations(root)
+    return formed[formed["run"] == run], apart(fits), _early_warnings(formed, run, axis)
+
+
+def _early_warnings(formed: pd.DataFrame, run: str, axis: str) -> list[dict[str, Any]]:
+    """What formed in other runs after what has formed in this one, and in how many of them."""
+    yes = formed[formed["formed"].fillna(False).astype(bool)]
+    own = yes[yes["run"] == run].set_index("event")[axis]
+    others = yes[yes["run"] != run]
+    order = [
+        row
+        for _, of_run in others.groupby("run", sort=False)
+        for row in _formed_apart(of_run, axis)
+        if row["sure"] and row["then"] not in own
+    ]
+    told = []
+    for moved, at in own.items():
+        runs = int((others["event"] == moved).sum())
+        after = [row for row in order if row["first"] == moved]
+        for outcome in dict.fromkeys(row["then"] for row in after):
+            of_outcome = [row["lead"] for row in after if row["then"] == outcome]
+            low, high = exact_interval(len(of_outcome), runs)
+            median = float(np.median(of_outcome))
+            told.append(
+                {
+                    "run": run,
+                    "moved": moved,
+                    "outcome": outcome,
+                    "followed": len(of_outcome),
+                    "runs": runs,
+                    "share_low": low,
+                    "share_high": high,
+                    "median": median,
+                    "least": min(of_outcome),
+                    "most": max(of_outcome),
+                    "expected": at + median,
+                }
+            )
+    return told
 
 
 def _compared(known: Sequence[_Known], axis: str) -> dict[str, Any]:
@@ -181,7 +236,9 @@ def _compared(known: Sequence[_Known], axis: str) -> dict[str, Any]:
     within: list[dict[Any, Any]] = [row for frame in formed for row in _formed_apart(frame, axis)]
     within += [{"kind": "fit", **row} for frame in pairs for row in frame.to_dict("records")]
     over = [*_over_formed(formed, axis), *_over_fits(pairs)]
-    return {"within": [_plain(row) for row in within], "over": [_plain(row) for row in over]}
+    warnings = [row for of in known for row in of.warnings]
+    told = {"within": within, "over": over, "warnings": warnings}
+    return {name: [_plain(row) for row in rows] for name, rows in told.items()}
 
 
 def _formed_apart(formed: pd.DataFrame, axis: str) -> list[dict[str, Any]]:

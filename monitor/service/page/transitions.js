@@ -93,7 +93,7 @@ function lane(one, last) {
  * @param {Object} told the answer of /api/leads
  */
 export function leads(told, several) {
-  const { within, over, meaning, runs } = told;
+  const { within, over, warnings, meaning, runs } = told;
   const failed = runs.filter((run) => run.error);
   const waiting = runs.filter((run) => !run.ready && !run.error).map((run) => run.run);
   const kinds = { formation: "formed", fit: "fitted" };
@@ -115,6 +115,22 @@ export function leads(told, several) {
     within.length ? inRuns : waiting.length ? null : h("p", { class: "nothing" },
       "No lead yet: one is told where two things formed in a run, or two transitions can be fitted."),
     several && over.length ? [h("h3", null, "Over the runs"), overRuns] : null,
+    warnings.length ? [h("h3", null, "What may follow"), early(warnings, several, steps)] : null,
     within.length ? h("div", { class: "about" }, [...new Set(within.map((row) => row.kind))].map((kind) =>
       h("p", null, h("b", null, `${kinds[kind] ?? kind}: `), meaning[kind] ?? ""))) : null);
+}
+
+/** What has not formed yet, and what it followed in other runs. */
+function early(warnings, several, between) {
+  const percent = (share) => `${Math.round(100 * share)}%`;
+  return h("div", null, table("Early warnings", [
+    ["Has formed", (row) => row.moved], ["May follow", (row) => row.outcome],
+    ...(several ? [["Run", (row) => row.run]] : []),
+    ["It did in", (row) => `${whole(row.followed)} of ${whole(row.runs)} other runs`],
+    ["95%", (row) => `${percent(row.share_low)} to ${percent(row.share_high)}`],
+    ["After", (row) => `${whole(row.median)} (${between(row.least, row.most)})`],
+    ["Here that is at", (row) => whole(row.expected)]], warnings), h("p", { class: "about" },
+    "Of the other runs under the root in which the first had formed, those in which the other formed surely after it; the "
+    + "interval is as if these runs were drawn at random. That it followed there is no cause, and no promise for a model or "
+    + "data of another kind. After: the median, and from the least to the most."));
 }

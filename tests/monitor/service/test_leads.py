@@ -81,7 +81,7 @@ def test_what_happens_at_once_has_no_order(tmp_path, serve):
 def test_where_nothing_happens_there_is_no_lead(tmp_path, serve):
     rises(tmp_path, "r", 300, 300)
     told = leads(serve(), "r")
-    assert told["within"] == told["over"] == []
+    assert told["within"] == told["over"] == told["warnings"] == []
     assert told["runs"][0]["error"] is None
 
 
@@ -95,6 +95,26 @@ def test_over_runs(tmp_path, serve):
         assert over["median"] == pytest.approx(150, abs=20)
         assert over["least"] == pytest.approx(-100, abs=20)
         assert over["most"] == pytest.approx(200, abs=20)
+
+
+@pytest.mark.parametrize(("axis", "unit"), [("step", 1), ("tokens", 100)])
+def test_what_may_follow(tmp_path, serve, axis, unit):
+    """In two of three other runs with such a head an induction head came after it."""
+    for run, (previous, induction) in {"a": (20, 35), "b": (20, 40), "c": (40, 30)}.items():
+        rises(tmp_path, run, previous, induction, seed=ord(run))
+    rises(tmp_path, "r", 25, 300)
+    service = serve()
+    (row,) = (
+        row for row in leads(service, "r", axis=axis)["warnings"] if row["outcome"] == LEAD["then"]
+    )
+    assert (row["run"], row["moved"]) == ("r", LEAD["first"])
+    assert (row["followed"], row["runs"]) == (2, 3)
+    assert row["share_low"] < 2 / 3 < row["share_high"]
+    assert row["least"] == pytest.approx(150 * unit, abs=20 * unit)
+    assert row["most"] == pytest.approx(200 * unit, abs=20 * unit)
+    assert row["expected"] == pytest.approx((250 + 175) * unit, abs=30 * unit)
+    # In a run that has everything nothing is to be expected.
+    assert leads(service, "a", axis=axis)["warnings"] == []
 
 
 def test_tokens_that_nobody_counted_give_no_lead_in_tokens(tmp_path, serve):

@@ -18,6 +18,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect
 
 from monitor.sinks import ParquetSink
+from tests.monitor.service.test_leads import rises
 from tests.monitor.service.training import EVIL, measurements
 from tests.recorded import get
 
@@ -421,3 +422,14 @@ def test_a_hundred_thousand_points_are_drawn(served, visit):
     print("long tasks with 100,000 points, in ms:", page.evaluate("window.long ?? []"))
     expect(score.locator(".legend")).to_contain_text("score")
     visit.picture(page, "hundred-thousand")
+
+
+def test_what_may_follow_is_said_with_how_often(tmp_path, serve, visit):
+    for run, induction in {"a": 35, "b": 40}.items():
+        rises(tmp_path, run, 20, induction, seed=ord(run))
+    rises(tmp_path, "r", 25, 300)
+    page = visit.open(run_page(serve().url, "r"))
+    page.locator("#leads").scroll_into_view_if_needed()
+    row = page.get_by_role("table", name="Early warnings").get_by_role("row").nth(1)
+    expect(row).to_contain_text("2 of 2 other runs", timeout=60_000)
+    expect(row).to_contain_text("induction head")
