@@ -59,8 +59,8 @@ SPEC = ProbeSpec(
             "kind",
             "change: the series went from one level to another; formation: a number has left its "
             "null behind by a tenth of its way and by three standard deviations, or a claim is "
-            "made, at two measurements in a row; break: the weights do not come from those "
-            "measured before, and no change is claimed across it.",
+            "made, and is so for a usual interval between measurements; break: the weights do not "
+            "come from those measured before, and no change is claimed across it.",
         ),
         _words("direction", "up or down."),
         _words(
