@@ -66,8 +66,9 @@ SPEC = ProbeSpec(
         _words(
             "label",
             "What else happened in the training then, which may explain it: the learning rate "
-            "restarts, the loss spikes, the gradient norm jumps (see `optimisation`). Empty for "
-            "nothing that is known.",
+            "restarts, the loss spikes, the gradient norm jumps (see `optimisation`), or the data "
+            "change: the training loss departs from that on held-out text. Empty for nothing that "
+            "is known.",
         ),
         _words(
             "checkpoints",
