@@ -32,7 +32,6 @@ from functools import cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from scipy.special import stdtrit
 from torch import Tensor
@@ -183,26 +182,40 @@ class MicroBatches:
         if gradient.is_sparse:
             gradient = gradient.to_dense()
         batch = self._counts[place] = self._counts.get(place, 0) + 1
-        projected = project(gradient, seed=place)
         if batch > len(self._kept):
-            self._kept.append(projected)
+            self._kept.append(project(gradient, seed=place))
+            return
+        kept = self._kept[batch - 1]
+        if kept.device == gradient.device:
+            project(gradient, seed=place, to=kept)
         else:
-            self._kept[batch - 1] += projected.to(self._kept[batch - 1].device)
+            kept += project(gradient, seed=place).to(kept.device)
 
 
-def project(gradient: Tensor, *, seed: int) -> Float[Tensor, " projection"]:
-    """Sums of a tensor's numbers with random signs, the same for the same seed and shape."""
+def project(
+    gradient: Tensor, *, seed: int, to: Float[Tensor, " projection"] | None = None
+) -> Float[Tensor, " projection"]:
+    """Adds up a tensor's numbers with random signs, the same for the same seed and shape: `to` what
+    is there, or to zeros.
+    """
     flat = gradient.detach().flatten()
-    random = torch.Generator().manual_seed(seed)
-    block = _ROWS * _PROJECTIONS
-    signs = torch.randint(2, (-(-len(flat) // block),), generator=random).tolist()
+    sums = torch.zeros(_PROJECTIONS, device=flat.device) if to is None else to
+    random, block = torch.Generator().manual_seed(seed), _ROWS * _PROJECTIONS
     start = int(torch.randint(_PROJECTIONS, (), generator=random))
-    sums = torch.zeros(_PROJECTIONS, device=flat.device)
-    for sign, part in zip(signs, flat.split(block), strict=True):
-        rows = F.pad(part.float(), (0, -len(part) % _PROJECTIONS)).view(-1, _PROJECTIONS)
-        within = _within(flat.device)[: len(rows)]
-        sums.add_((rows * within).sum(0), alpha=2 * sign - 1)
-    return sums.roll(start)
+    signs = torch.randint(2, (-(-len(flat) // block),), generator=random).tolist()
+    within = _within(flat.device)
+    for sign, some in zip(signs, flat.split(block), strict=True):
+        part = some.to(sums.dtype)
+        whole, rest = divmod(len(part), _PROJECTIONS)
+        rows = part[: whole * _PROJECTIONS].view(whole, _PROJECTIONS)
+        pieces = [(rows * within[:whole]).sum(0)] if whole else []
+        pieces += [part[-rest:] * within[whole, :rest]] if rest else []
+        for piece in pieces:
+            before = piece[: _PROJECTIONS - start]
+            sums[start : start + len(before)].add_(before, alpha=2 * sign - 1)
+            after = piece[len(before) :]
+            sums[: len(after)].add_(after, alpha=2 * sign - 1)
+    return sums
 
 
 @cache

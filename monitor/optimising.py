@@ -182,8 +182,9 @@ class _Watched:
         self._foresee()
 
     def expect(self, soon: bool) -> None:
-        self._expected = soon
-        self._foresee()
+        if soon != self._expected:
+            self._expected = soon
+            self._foresee()
 
     def taken(self) -> float:
         """What reading took since this was asked last."""
@@ -217,9 +218,10 @@ class _Watched:
         """Has the gradients of the next update looked at as they come, where it is to be read."""
         try:
             self._batches.end()
-            parameters = [p for p, _ in _trained(self._optimizer)]
-            if self._due(self.updates + 1) and is_whole(parameters):
-                self._batches.begin(parameters)
+            if self._due(self.updates + 1):
+                parameters = [p for p, _ in _trained(self._optimizer)]
+                if is_whole(parameters):
+                    self._batches.begin(parameters)
         except Exception as error:
             self.failed = error
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from scipy.special import stdtrit
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from monitor.noise_scale import (
     NO_SIGNAL,
@@ -238,8 +239,9 @@ def test_the_watch_tells_of_the_updates_that_are_read(announced):
     watch = OptimiserWatch([optimizer], every=None if announced else 3)
     told = []
     for update in range(1, 7):
-        watch.expect(announced and update % 3 == 0)
         for batch in range(4):
+            # Said again, it forgets none of them.
+            watch.expect(announced and update % 3 == 0)
             loss_of(model, 4 * update + batch).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
         optimizer.step()
@@ -256,6 +258,25 @@ def test_of_two_optimisers_nothing_is_told():
     weights = [nn.Parameter(torch.ones(2)) for _ in range(2)]
     watch = OptimiserWatch([torch.optim.SGD([weight], lr=0.1) for weight in weights], every=1)
     assert watch.training(step=0).noise.why == SEVERAL
+
+
+# torch warns of what it does itself while it compiles.
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:.*:UserWarning")
+def test_a_compiled_model_is_seen_and_not_compiled_again():
+    torch._dynamo.reset()
+    counter, model = CompileCounterWithBackend("aot_eager"), TinyLM()
+    compiled, weights = torch.compile(model, backend=counter), list(model.parameters())
+    seen, told = MicroBatches(), []
+    loss_of(compiled, 0).backward()
+    frames = counter.frame_count
+    for wanted in (weights, [], weights):
+        seen.begin(wanted)
+        for batch in range(4):
+            loss_of(compiled, batch).backward()
+        told.append(seen.end().signal)
+    assert counter.frame_count == frames >= 1
+    assert (told[1], told[2]) == (None, told[0])
+    torch._dynamo.reset()
 
 
 @pytest.mark.parametrize("batches", [1, 4])
