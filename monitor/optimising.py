@@ -1,5 +1,6 @@
 """What optimisers do to the weights, read while they do it: gradients as they have them, and how
-far each parameter goes. Nothing is computed again, and nothing that training reads is written.
+far each parameter goes; and those of micro-batches as they are added up. Nothing is computed again,
+and nothing that training reads is written.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from monitor.divided import ONLY_A_PART, is_whole
+from monitor.noise_scale import MicroBatches, NoiseScale
 
 NOT_YET = "no update has been made yet"
 UNFORESEEN = "the latest update was not read: that it is measured was not known before"
+SEVERAL = "several optimisers are watched, and each has gradients of its own"
 UNWATCHED = "no optimiser is watched: pass it to Monitor.watch"
 
 
@@ -41,6 +44,7 @@ class Training:
         loss: of the latest step, where that is known.
         updates: by parameter its latest update.
         why: `ok`, or why none was read.
+        noise: what the micro-batches of the latest update tell.
         steps_per_second: since the measurement before, the time that this one took left out.
         tokens_per_second: likewise.
     """
@@ -48,6 +52,7 @@ class Training:
     loss: float | None = None
     updates: Mapping[Tensor, Update] = field(default_factory=dict)
     why: str = UNWATCHED
+    noise: NoiseScale = field(default_factory=NoiseScale)
     steps_per_second: float | None = None
     tokens_per_second: float | None = None
 
@@ -103,7 +108,7 @@ class OptimiserWatch:
     def expect(self, soon: bool) -> None:
         """Whether the updates that come next are to be read, until this is called again."""
         for each in self._watched:
-            each.expected = soon
+            each.expect(soon)
 
     def training(
         self, *, step: int, tokens: int | None = None, loss: float | None = None
@@ -113,9 +118,11 @@ class OptimiserWatch:
         updates = {key: value for each in self._watched for key, value in each.take().items()}
         why = next((each.why for each in self._watched if each.why), "")
         made = any(each.updates for each in self._watched)
+        several = len(self._watched) > 1
         return Training(
             loss=loss,
             updates=updates,
+            noise=NoiseScale(why=SEVERAL) if several else self._watched[0].noise,
             why="ok" if updates else why or (UNFORESEEN if made else NOT_YET),
             steps_per_second=steps,
             tokens_per_second=rate,
@@ -134,10 +141,7 @@ class OptimiserWatch:
 
     def seconds(self) -> float:
         """What reading took since this was asked last."""
-        taken = sum(each.seconds for each in self._watched)
-        for each in self._watched:
-            each.seconds = 0.0
-        return taken
+        return sum(each.taken() for each in self._watched)
 
     def close(self) -> None:
         """Leaves the optimisers as they were."""
@@ -161,18 +165,32 @@ class _Watched:
     """One optimiser, and its latest update where that was to be read."""
 
     def __init__(self, optimizer: Optimizer, every: int | None) -> None:
-        self.expected = False
-        self.seconds = 0.0
+        self._expected = False
+        self._seconds = 0.0
         self.failed: Exception | None = None
         self.why = ""
         self._every = every
         self.updates = 0
         self._before: list[tuple[Tensor, Tensor]] = []
         self._read: dict[Tensor, tuple[Tensor | None, Tensor, float]] = {}
+        self.noise = NoiseScale()
+        self._optimizer, self._batches = optimizer, MicroBatches()
         self._hooks = (
             optimizer.register_step_pre_hook(_uncompiled(self._copy)),
             optimizer.register_step_post_hook(_uncompiled(self._compare)),
         )
+        self._foresee()
+
+    def expect(self, soon: bool) -> None:
+        if soon != self._expected:
+            self._expected = soon
+            self._foresee()
+
+    def taken(self) -> float:
+        """What reading took since this was asked last."""
+        seconds = self._seconds + self._batches.seconds
+        self._seconds = self._batches.seconds = 0.0
+        return seconds
 
     def take(self) -> dict[Tensor, Update]:
         """The latest update, once."""
@@ -189,14 +207,31 @@ class _Watched:
     def close(self) -> None:
         for hook in self._hooks:
             hook.remove()
+        self._batches.end()
         self._before, self._read = [], {}
+
+    def _due(self, update: int) -> bool:
+        """Whether an update is to be read, counted from 1."""
+        return self._expected or (self._every is not None and update % self._every == 0)
+
+    def _foresee(self) -> None:
+        """Has the gradients of the next update looked at as they come, where it is to be read."""
+        try:
+            self._batches.end()
+            if self._due(self.updates + 1):
+                parameters = [p for p, _ in _trained(self._optimizer)]
+                if is_whole(parameters):
+                    self._batches.begin(parameters)
+        except Exception as error:
+            self.failed = error
 
     def _copy(self, optimizer: Optimizer, *_: Any) -> None:
         begun = time.perf_counter()
         self.updates += 1
         # What was read is of an earlier update from now on.
         self._before, self._read, self.why = [], {}, ""
-        if not (self.expected or (self._every and self.updates % self._every == 0)):
+        self.noise = NoiseScale()
+        if not self._due(self.updates):
             return
         try:
             parameters = [p for p, _ in _trained(optimizer)]
@@ -206,12 +241,14 @@ class _Watched:
             self._before = [(p, p.detach().clone()) for p in parameters]
         except Exception as error:
             self._fail(error)
-        self.seconds += time.perf_counter() - begun
+        self._seconds += time.perf_counter() - begun
 
     def _compare(self, optimizer: Optimizer, *_: Any) -> None:
+        begun = time.perf_counter()
+        noise = self._batches.end()
+        self._foresee()
         if not self._before:
             return
-        begun = time.perf_counter()
         before, self._before = dict(self._before), []
         try:
             with torch.no_grad():
@@ -224,9 +261,10 @@ class _Watched:
                         torch.linalg.vector_norm(change),
                         rate,
                     )
+            self.noise = noise
         except Exception as error:
             self._fail(error)
-        self.seconds += time.perf_counter() - begun
+        self._seconds += time.perf_counter() - begun
 
     def _fail(self, error: Exception) -> None:
         self._before, self._read = [], {}

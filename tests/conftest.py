@@ -47,6 +47,7 @@ SHAPED = (
     "labels",
     "losses",
     "memory",
+    "noise_scale",
     "parts",
     "probes",
     "sketching",

@@ -14,17 +14,22 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int, Shaped
 
+# What was there is there until it is below so much of what it took to be.
+_LINGERS = 2 / 3
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
     """Whether an event was there, at every measurement of a run for every series (each head).
 
+    `lingers` is where it is there, or so nearly that what was there before is not taken to be gone.
     `strength` orders the series where several may be named. `rows` has the row of the table behind
     each entry, -1 where there is none.
     """
 
     steps: Int[np.ndarray, " measurement"]
     held: Bool[np.ndarray, "measurement series"]
+    lingers: Bool[np.ndarray, "measurement series"]
     measured: Bool[np.ndarray, "measurement series"]
     strength: Float[np.ndarray, "measurement series"]
     rows: Int[np.ndarray, "measurement series"]
@@ -95,12 +100,18 @@ class Passing:
         for column, value in self.where.items():
             rows &= frame[column].eq(value).fillna(False).to_numpy(dtype=bool)
         value, null = _numbers(frame, self.field), self._null(frame)
-        noise, way = self._noise(frame), self.full - null
+        way = self.full - null
         with np.errstate(divide="ignore", invalid="ignore"):
-            gone, unsure = (value - null) / way, noise / np.abs(way)
+            gone = (value - null) / way
+            unsure, less = (
+                self._noise(frame, deviations) / np.abs(way)
+                for deviations in (self.deviations, _LINGERS * self.deviations)
+            )
         measured = frame["validity"].eq("ok").to_numpy() & np.isfinite(gone) & np.isfinite(unsure)
         held = measured & (gone >= self.share) & (gone > unsure)
-        return self._grid(frame, np.flatnonzero(rows), held, measured, gone)
+        lingers = measured & (gone >= _LINGERS * self.share) & (gone > less)
+        said = {"held": held, "lingers": lingers, "measured": measured}
+        return self._grid(frame, np.flatnonzero(rows), said, gone)
 
     def _null(self, frame: pd.DataFrame) -> Shaped[np.ndarray, " row"]:
         if f"{self.field}_null" in frame:
@@ -109,18 +120,18 @@ class Passing:
             raise ValueError(f"`{self.field}` has no null: give the event null=")
         return np.full(len(frame), self.null)
 
-    def _noise(self, frame: pd.DataFrame) -> Shaped[np.ndarray, " row"]:
-        """How far from its null a number may well lie by chance."""
+    def _noise(self, frame: pd.DataFrame, deviations: float) -> Shaped[np.ndarray, " row"]:
+        """How far from its null a number may well lie by chance: so many standard deviations."""
         # Here, so that reading a table need not wait for scipy.
         from scipy.special import ndtr, stdtrit
 
         parts = []
         if f"{self.field}_stderr" in frame:
             n = _numbers(frame, "n")
-            distance = stdtrit(np.where(n > 1, n - 1, np.nan), ndtr(self.deviations))
+            distance = stdtrit(np.where(n > 1, n - 1, np.nan), ndtr(deviations))
             parts.append(distance * _numbers(frame, f"{self.field}_stderr"))
         if f"{self.field}_null_sd" in frame:
-            parts.append(self.deviations * _numbers(frame, f"{self.field}_null_sd"))
+            parts.append(deviations * _numbers(frame, f"{self.field}_null_sd"))
         if not parts:
             raise ValueError(f"`{self.field}` has neither a standard error nor a null_sd")
         noise: Shaped[np.ndarray, " row"] = np.sqrt(np.square(parts).sum(0))
@@ -130,8 +141,7 @@ class Passing:
         self,
         frame: pd.DataFrame,
         kept: Int[np.ndarray, " kept"],
-        held: Shaped[np.ndarray, " row"],
-        measured: Shaped[np.ndarray, " row"],
+        said: Mapping[str, Shaped[np.ndarray, " row"]],
         strength: Shaped[np.ndarray, " row"],
     ) -> Seen:
         by = [column for column in self.by if column in frame]
@@ -150,8 +160,7 @@ class Passing:
         there = rows >= 0
         return Seen(
             steps=steps.to_numpy(dtype=np.int64),
-            held=held[rows] & there,
-            measured=measured[rows] & there,
+            **{name: column[rows] & there for name, column in said.items()},
             strength=np.where(there, strength[rows], np.nan),
             rows=rows,
         )
@@ -207,6 +216,7 @@ class Claim:
         return Seen(
             steps=steps.index.to_numpy(dtype=np.int64),
             held=steps[["held"]].to_numpy(dtype=bool),
+            lingers=steps[["held"]].to_numpy(dtype=bool),
             measured=known.to_numpy(dtype=bool)[:, None],
             strength=steps[["held"]].to_numpy(dtype=float),
             rows=steps[["row"]].to_numpy(dtype=np.int64),

@@ -21,6 +21,10 @@ from monitor.transitions import Event, OnlineDetector, Transition, fit
 # that this takes must not grow with the run.
 _FITTED_TO = 200
 
+# The usual interval between measurements is the longest of so many of the latest: a checkpoint that
+# is saved between two of them makes some shorter, and so does what was measured more often.
+_INTERVALS = 4
+
 # The table that says which weights were measured.
 _CHAIN = "parameters"
 
@@ -70,6 +74,8 @@ class Noticing:
         self._pending: dict[str, float] = {}
         self._forming, self._chain = Forming(), Chain()
         self._measurements, self._last, self._why = 0, -1, ""
+        # From one measurement to the next, where that did not come sooner for what is provisional.
+        self._intervals: list[int] = []
         self._trained: list[Trained] = []
         self._connection = duckdb.connect(config={"threads": 1})
 
@@ -133,6 +139,8 @@ class Noticing:
     def _take(
         self, step: int, values: Sequence[Value], tables: Mapping[str, pd.DataFrame]
     ) -> list[Event]:
+        if self._measurements and not self._pending:
+            self._intervals = [*self._intervals, step - self._last][-_INTERVALS:]
         self._measurements, self._last = self._measurements + 1, step
         events = self._broken(step, tables)
         for value in values:
@@ -140,7 +148,8 @@ class Noticing:
             history.step.append(step)
             history.value.append(value.value)
         events += self._detector.update(step, {value.series: value.value for value in values})
-        events += self._forming.take(step, tables)
+        interval = max(self._intervals, default=0)
+        events += self._forming.take(step, tables, interval=interval)
         for event in events:
             if event.state == "provisional":
                 self._pending[event.series] = event.step

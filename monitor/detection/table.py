@@ -59,15 +59,16 @@ SPEC = ProbeSpec(
             "kind",
             "change: the series went from one level to another; formation: a number has left its "
             "null behind by a tenth of its way and by three standard deviations, or a claim is "
-            "made, at two measurements in a row; break: the weights do not come from those "
-            "measured before, and no change is claimed across it.",
+            "made, and is so for a usual interval between measurements; break: the weights do not "
+            "come from those measured before, and no change is claimed across it.",
         ),
         _words("direction", "up or down."),
         _words(
             "label",
             "What else happened in the training then, which may explain it: the learning rate "
-            "restarts, the loss spikes, the gradient norm jumps (see `optimisation`). Empty for "
-            "nothing that is known.",
+            "restarts, the loss spikes, the gradient norm jumps (see `optimisation`), or the data "
+            "change: the training loss departs from that on held-out text. Empty for nothing that "
+            "is known.",
         ),
         _words(
             "checkpoints",

@@ -18,8 +18,9 @@ for the tenth that steps may add. What is below it has its curvature in few dire
 bowl.
 
 Walks cost what training does: four of 160 steps on a fourth of the text each, and a few more
-gradients, are 185 passes over it forward and backward. They hold seven copies of the weights in
-float32, and what such a pass does. So they are made where enough time was saved up for them.
+gradients, are 185 passes over it forward and backward; two more the first time, and between 153 and
+238 where a fourth of its sequences (three or more) is no whole number. They hold seven copies of
+the weights in float32, and what such a pass does. So they are made where enough time was saved up.
 
 What fools it: γ and n decide which directions matter; where w₀ is no minimum of the loss on this
 text (early in training, or where it is not what the model was trained on) it is too small, or

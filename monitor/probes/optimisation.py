@@ -1,13 +1,15 @@
 """Optimisation: what training itself shows, of the model and of each family of its parameters.
 
 Gradients, updates and the loss are those of the latest step, read while it was made; they are facts
-of that step and no estimates, and have no standard error. The stable rank of a matrix is
-‖W‖_F² / ‖W‖₂² (Rudelson & Vershynin 2007), between 1 and its rank. That of a Gaussian one of the
-same shape follows from its largest singular value, whose square has the Tracy-Widom law (Johnstone
-2001): a matrix far below has a direction that stands out of the noise.
+of that step and no estimates, and have no standard error, but for the gradient noise scale. The
+stable rank of a matrix is ‖W‖_F² / ‖W‖₂² (Rudelson & Vershynin 2007), between 1 and its rank. That
+of a Gaussian one of the same shape follows from its largest singular value, whose square has the
+Tracy-Widom law (Johnstone 2001): a matrix far below has a direction that stands out of the noise.
 
 The largest singular value is found in a block Krylov space (Musco & Musco 2015) of 8 × 8 columns,
 from below: in random matrices, where it is hardest, stable ranks are too large by less than 1%.
+
+The gradient noise scale is that of `monitor.noise_scale`, from the micro-batches of the step.
 
 What fools it: one step is one batch, and its loss and gradient scatter as batches do. Norms of
 weights before a norm layer do not matter to what the model says, and then nor do updates, other
@@ -49,7 +51,8 @@ SPEC = ProbeSpec(
     help="What training itself shows at the latest step; only where optimisers are watched. Of the "
     "first process, where several train together. n: tensors of parameters in the family.",
     source="Rudelson & Vershynin 2007, Sampling from large matrices; Johnstone 2001, On the "
-    "distribution of the largest eigenvalue",
+    "distribution of the largest eigenvalue; McCandlish et al. 2018, An Empirical Model of "
+    "Large-Batch Training",
     dims=(
         Dim(
             name="family",
@@ -88,6 +91,37 @@ SPEC = ProbeSpec(
             "update_norm over weight_norm.",
             "Weights that begin at 0 move far beside that.",
             null=_DESCENT,
+        ),
+        Field(
+            name="noise_scale",
+            help="tr Σ/‖G‖², the gradient noise scale: of how many micro-batches the mean gradient "
+            "is as much noise as signal; of all. It is told where a step adds up the gradients of "
+            "3 or more, and ‖G‖² is above 0 by 3 standard deviations.",
+            unit="batches",
+            low=0,
+            fooled_by="Micro-batches are taken to be of one size and drawn independently: two "
+            "losses of one batch that go backward apart are not. Where it is barely told it is too "
+            "small: average both parts of it over measurements, each apart. What the optimiser "
+            "makes of gradients is no part of it.",
+        ),
+        Field(
+            name="gradient_signal",
+            help="‖G‖² without bias, of the sum of the gradients of a step as they came (neither "
+            "unscaled nor clipped); of all. It can be below 0.",
+            null="0: gradients of noise alone",
+            fooled_by="As noise_scale. Of half precision it has the scale of the loss then.",
+        ),
+        Field(
+            name="gradient_variance",
+            help="tr Σ of one micro-batch, as if it were the whole step; of all.",
+            low=0,
+            fooled_by="As gradient_signal. Dropout is in it.",
+        ),
+        Field(
+            name="noise_scale_why",
+            help="ok, or why there is no noise_scale.",
+            text=True,
+            stderr=False,
         ),
         Field(
             name="stable_rank",
@@ -143,6 +177,7 @@ def compute(evidence: Evidence) -> dict[str, Any]:
             if family == "all" and training is not None:
                 told = ("loss", "steps_per_second", "tokens_per_second")
                 row |= {name: getattr(training, name) for name in told}
+                row |= _of_noise(training)
             rows.append(row)
     return {column: [row[column] for row in rows] for column in rows[0]}
 
@@ -222,6 +257,23 @@ def _of_training(
         "update_ratio": moved / weight_norm if weight_norm > 0 else None,
         "update_ratio_null": descent / weight_norm if known and weight_norm > 0 else None,
         "validity": "ok",
+    }
+
+
+def _of_noise(training: Training) -> Mapping[str, Any]:
+    """What the micro-batches of the latest update tell."""
+    if not training.updates:
+        return {"noise_scale_why": training.why}
+    noise = training.noise
+    return {
+        "noise_scale": noise.scale,
+        "noise_scale_stderr": noise.scale_stderr,
+        "gradient_signal": noise.signal,
+        "gradient_signal_stderr": noise.signal_stderr,
+        "gradient_signal_null": None if noise.signal is None else 0.0,
+        "gradient_variance": noise.variance,
+        "gradient_variance_stderr": noise.variance_stderr,
+        "noise_scale_why": noise.why,
     }
 
 

@@ -8,8 +8,18 @@ import torch
 import torch.nn.functional as F
 
 import monitor
+from monitor.noise_scale import ONE_BATCH, noise_scale
 from monitor.optimising import NOT_YET, UNFORESEEN
-from tests.callbacks.tiny import LIGHTNING_WARNINGS, hook, loader, saver, text, tiny_class, trainer
+from tests.callbacks.tiny import (
+    LIGHTNING_WARNINGS,
+    hook,
+    identical,
+    loader,
+    saver,
+    text,
+    tiny_class,
+    trainer,
+)
 
 pytestmark = pytest.mark.filterwarnings(*LIGHTNING_WARNINGS)
 
@@ -117,6 +127,34 @@ def test_the_loss_is_that_of_the_step(package, train, dynamics, root, accumulate
     assert told["update_norm"].iloc[1:].tolist() == pytest.approx(
         [keep.update(step) for step in range(1, 7)], rel=1e-4
     )
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_the_noise_scale_is_that_of_micro_batches_and_training_is_the_same(
+    package, train, dynamics, root, accumulate
+):
+    """Clipped afterwards; the gradients are computed again here, and not there."""
+    more = {"max_steps": 6, "accumulate_grad_batches": accumulate, "gradient_clip_val": 0.1}
+    keep = Keep(package)
+    _, bare = train(**more)
+    _, module = train(dynamics(probes=PROBES, schedule=3), keep.callback, **more)
+    assert identical(bare.state_dict(), module.state_dict())
+    row, batches = table(root).loc[6], module.seen[5 * accumulate : 6 * accumulate]
+    if accumulate == 1:
+        assert row["noise_scale_why"] == ONE_BATCH
+        assert np.isnan(row["gradient_signal"])
+        return
+    torch.nn.utils.vector_to_parameters(keep.weights[5].float(), module.net.parameters())
+    gradients = [
+        torch.autograd.grad(module.loss(tokens) / accumulate, module.net.parameters())
+        for tokens in batches
+    ]
+    expected = noise_scale(torch.stack([keep.flat(one) for one in gradients]))
+    assert row["noise_scale_why"] == expected.why
+    assert row["gradient_signal"] == pytest.approx(expected.signal, rel=0.1)
+    assert row["gradient_variance"] == pytest.approx(expected.variance, rel=0.1)
+    assert row["gradient_signal_stderr"] == pytest.approx(expected.signal_stderr, rel=0.2)
+    assert row["noise_scale"] == pytest.approx(expected.scale or np.nan, rel=0.1, nan_ok=True)
 
 
 def test_the_loss_is_what_the_model_has_on_the_batch(package, train, dynamics, root):

@@ -8,6 +8,7 @@ import torch
 from transformers import TrainerCallback
 
 import monitor
+from monitor.noise_scale import ONE_BATCH
 from monitor.optimising import NOT_YET
 from tests.callbacks.huggingface.rows import Keep, Rows, text
 
@@ -48,6 +49,7 @@ def test_every_number_is_that_of_the_step(trainer, dynamics, root, accumulate):
             if name != "lm_head.weight"
         ]
         assert row["update_norm"] == pytest.approx(np.linalg.norm(moved), rel=1e-4)
+        assert (row["noise_scale_why"] == ONE_BATCH) == (accumulate == 1 or step == 6)
         # The Trainer logs the rate of the step that comes next; it falls from 5e-5 to 0.
         assert row["learning_rate"] == pytest.approx(5e-5 * (9 - step) / 8, rel=1e-5)
     inner = running.optimizer.optimizer

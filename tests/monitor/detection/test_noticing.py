@@ -5,10 +5,12 @@ up again goes on as if it had never stopped; and what fails takes nothing else w
 import dataclasses
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from monitor.detection import SERIES, Noticing, Series, reading
+from monitor.transitions import OnlineDetector
 from tests.monitor.detection.made_up import NUMBER, measured, rising, weights
 
 
@@ -177,3 +179,22 @@ def test_a_step_that_is_measured_again_says_nothing_more():
     noticing = Noticing([NUMBER])
     found = noticed(noticing, [one for each in whole for one in (each, each)])
     assert [str(one) for one in found] == [str(one) for one in noticed(Noticing([NUMBER]), whole)]
+
+
+def test_why_the_training_loss_is_not_followed():
+    """A power law with noise is no change; with a rate that decays over the last fifth it is said
+    to be one, where nothing but the schedule has changed.
+    """
+    step, said = np.arange(125), {}
+    for decays in (False, True):
+        detector, random = OnlineDetector(1.0), np.random.default_rng(0)
+        fallen = 0.15 * np.clip((step - 100) / 25, 0, None) * decays
+        losses = [
+            2 + 7 * (1 + 100 * step / start) ** -0.4 - fallen + 0.003 * random.normal(size=125)
+            for start in np.linspace(50, 300, 8)
+        ]
+        for at, values in enumerate(np.transpose(losses).tolist()):
+            detector.update(at, {str(run): value for run, value in enumerate(values)})
+        said[decays] = {event.series for event in detector.history}
+    assert len(said[False]) <= 1
+    assert len(said[True]) >= 6

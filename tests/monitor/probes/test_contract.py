@@ -53,8 +53,17 @@ MAY_LACK = {
     "concepts": ("drift_previous", "drift_first"),
     "geometry": ("cosine_disattenuated", "label_overlap"),
     "neurons": ("class_selectivity",),
-    # What is of all parameters alone; and vectors have no rank.
-    "optimisation": ("loss", "steps_per_second", "tokens_per_second", "stable_rank"),
+    # What is of all parameters alone, or of several batches; and vectors have no rank.
+    "optimisation": (
+        "loss",
+        "steps_per_second",
+        "tokens_per_second",
+        "stable_rank",
+        "noise_scale",
+        "gradient_signal",
+        "gradient_variance",
+        "noise_scale_why",
+    ),
     # Also where zeros in the stream's place cost nothing, as of weights that are not trained.
     "dictionary": ("loss_recovered", "decoder_cosine", "births", "deaths"),
     "residual": ("cka_previous", "cka_first"),

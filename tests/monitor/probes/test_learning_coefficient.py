@@ -258,6 +258,32 @@ def test_walks_are_made_when_enough_was_saved_up():
     assert subject.memory.spending.aside < 1.1 * needed
 
 
+@pytest.mark.parametrize("sequences", [16, 6])
+def test_what_walks_cost(sequences):
+    """In passes over the text, forward and backward: 185, and a little more or less where a fourth
+    of the sequences is no whole number; the first time two more, to find out what they take.
+    """
+    forward, backward = [0], [0]
+
+    class Counting(TinyLM):
+        def forward(self, tokens):
+            logits = super().forward(tokens)
+            if logits.requires_grad and torch.is_grad_enabled():
+                forward[0] += len(tokens)
+                logits.register_hook(lambda _: backward.append(len(tokens)))
+            return logits
+
+    subject, passes = subject_of(Counting(), text(sequences)), []
+    for _ in range(2):
+        forward[0], backward[:] = 0, []
+        subject.measure(select(["learning_coefficient"]), NOW, seconds=math.inf)
+        assert forward[0] == sum(backward)
+        passes.append(forward[0] / sequences)
+    assert passes[1] == pytest.approx(WALKS.passes(sequences, 4))
+    assert passes[0] == passes[1] + 2
+    assert (passes[1] == 185) == (sequences % 4 == 0)
+
+
 def test_ablations_leave_what_is_set_aside():
     module = PlantedCircuit()
     subject = subject_of(module, text_of(module, 24), "ablation")

@@ -179,7 +179,7 @@ def test_it_is_there_by_default_only_where_an_optimiser_is_watched():
 
 def test_weights_that_are_divided_are_not_read():
     model = TinyLM()
-    model.blocks[0].out.weight.full_tensor = None
+    model.blocks[0].out.weight.placements = None
     evidence = Evidence(observations={}, parts=find_parts(find_language_model(model)))
     columns = compute(evidence)
     assert columns["validity"] == ["every process holds only a part of its weights"]
