@@ -11,6 +11,8 @@ const POINTS = 1200;
 const MOST_POINTS = 100_000;
 const MOST_ROWS = 300;
 const MOST_TOLD = 10;
+// Chosen of a dimension where all of its values are to be seen.
+const ANY = "*";
 
 /**
  * @typedef {Object} Curve one field of a table
@@ -83,9 +85,9 @@ export class Figure {
     const more = this.page.place.more;
     const wanted = more[`${id}.field`] ?? "";
     const chosen = choose ? [curves.find((c) => `${c.table}:${c.field}` === wanted) ?? curves[0]] : curves;
-    const picked = (dim, usual) => more[`${id}.${dim}`] ?? usual ?? "all";
+    const picked = (dim, usual) => more[`${id}.${dim}`] ?? usual ?? ANY;
     return chosen.map((curve) => ({ ...curve, dims: Object.fromEntries([...Object.keys(curve.dims ?? {}), ...filters]
-      .map((dim) => [dim, picked(dim, curve.dims?.[dim])]).filter(([, value]) => value !== "all")) }));
+      .map((dim) => [dim, picked(dim, curve.dims?.[dim])]).filter(([, value]) => value !== ANY)) }));
   }
 
   /** Asks anew and draws. */
@@ -158,9 +160,9 @@ export class Figure {
       curves.length > 1 ? choice("Field", curves.map((c) => [`${c.table}:${c.field}`,
         tables > 1 ? `${spoken(c.field)} (${spoken(c.table)})` : spoken(c.field)]),
       `${now.table}:${now.field}`, (value) => this.#chose("field", value)) : null,
-      filters.map((dim, at) => choice(spoken(dim), [["all", "all"], ...values[at]
+      filters.map((dim, at) => choice(spoken(dim), [[ANY, "all"], ...values[at]
         .map((value) => [value, named({ [dim]: value }) || String(value)])],
-      more[`${id}.${dim}`] ?? now.dims[dim] ?? "all", (value) => this.#chose(dim, value))));
+      more[`${id}.${dim}`] ?? now.dims[dim] ?? ANY, (value) => this.#chose(dim, value))));
   }
 
   #chose(what, value) {

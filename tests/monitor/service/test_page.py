@@ -103,13 +103,17 @@ def test_a_run_page_has_every_section(served, visit):
         element = drawn(page, name)
         expect(element.locator("canvas").first).to_be_visible()
         expect(element.locator("figcaption")).to_contain_text("null")
+    visit.picture(page, "end")
     heads = figure(page, "heads")
     expect(heads.locator("figcaption")).to_contain_text("Fooled by: Copying by position")
     expect(heads.locator(".legend")).to_contain_text("10 × too few tokens")
     expect(page.locator("#circuit svg .node")).to_have_count(2)
     expect(page.locator("#circuit")).to_contain_text("hurts more than any random group")
     expect(page.locator("#transition-list .state.confirmed").first).to_be_visible()
-    # No probe of this training names neurons, or learns a dictionary.
+    neurons = page.locator('[data-table="top_neurons"] tbody tr')
+    expect(neurons).to_have_count(2)
+    expect(neurons.filter(has_text="0.7")).to_contain_text(EVIL)
+    # A table that this training does not have.
     expect(page.locator("#concepts")).not_to_contain_text("Concepts from a few neurons")
     page.evaluate("scrollTo(0, 0)")
     visit.picture(page, "run", full=True)
