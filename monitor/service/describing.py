@@ -84,6 +84,8 @@ _FIELD = _object(
 _RUN = _object(
     run=_TEXTS,
     state={"type": "string", "enum": ["running", "finished", "stalled"]},
+    guessed=_YES,
+    ended=_WORD,
     first_step=_COUNT,
     last_step=_COUNT,
     tokens=_COUNT,
@@ -210,7 +212,11 @@ ENDPOINTS: dict[str, Endpoint] = {
     "/runs": Endpoint(
         help="The runs, as a page without scripts.", answers={"text/html": _TEXTS}, takes={}
     ),
-    "/api/runs": Endpoint(help="Every run and its state.", answers={_JSON: _list(_RUN)}, takes={}),
+    "/api/runs": Endpoint(
+        help="Every run and its state; guessed where only the times of its files tell it.",
+        answers={_JSON: _list(_RUN)},
+        takes={},
+    ),
     "/api/tables": Endpoint(
         help="The tables of a run, as their probes declare them.",
         answers={_JSON: _list(_TABLE)},
@@ -279,7 +285,8 @@ ENDPOINTS: dict[str, Endpoint] = {
         },
     ),
     "/api/events": Endpoint(
-        help="Server-sent events: one for each new measurement.",
+        help="Server-sent events. measurement: a new one, {run, step, tables}, once its tables are "
+        "there. state: a run is in another one, {run, state}, gone where it is not there any more.",
         answers={"text/event-stream": _TEXTS},
         takes={},
     ),

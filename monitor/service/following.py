@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -56,8 +56,7 @@ class Folder:
         self._listed: dict[Path, tuple[int, list[StoredFile]]] = {}
         self._read: OrderedDict[tuple[StoredFile, bool], pa.Table | None] = OrderedDict()
         self._said: set[StoredFile] = set()
-        # Folders with files that could not be read: these may still be growing where they lie.
-        self._unsure: set[Path] = set()
+        self._steps: dict[str, tuple[dict[str, list[StoredFile]], dict[int, frozenset[str]]]] = {}
         self._lock = threading.RLock()
 
     def runs(self) -> dict[str, dict[str, list[StoredFile]]]:
@@ -81,6 +80,21 @@ class Folder:
             known = sorted({run for of_table in folders.values() for run in of_table})
             raise UnknownRunError(run, known)
         return found
+
+    def steps(self, run: str, of_run: Mapping[str, list[StoredFile]]) -> dict[int, frozenset[str]]:
+        """By measured step, the tables of a run (as of `of_run`) that have it, in order."""
+        lists = {table: files for table, files in of_run.items() if table not in NOT_BY_STEP}
+        known, steps = self._steps.get(run, ({}, {}))
+        # What is listed only once is the same list.
+        if known.keys() == lists.keys() and all(known[t] is files for t, files in lists.items()):
+            return steps
+        tables: dict[int, list[str]] = {}
+        for table, files in lists.items():
+            for file in files:
+                tables.setdefault(file.number, []).append(table)
+        steps = {step: frozenset(tables[step]) for step in sorted(tables)}
+        self._steps[run] = (lists, steps)
+        return steps
 
     def schema(self, file: StoredFile) -> pa.Schema | None:
         """The columns of a file, with what is declared of them; None as of `load`."""
@@ -111,7 +125,7 @@ class Folder:
             with self._lock:
                 new = file not in self._said
                 self._said.add(file)
-                self._unsure.add(file.path.parent)
+                self._listed.pop(file.path.parent, None)
             if new:
                 _log.warning("%s is left out: %s", file.path, error)
             return None
@@ -148,9 +162,8 @@ class Folder:
             changed = folder.stat().st_mtime_ns
             with self._lock:
                 known = self._listed.get(folder)
-                if known is not None and known[0] == changed and folder not in self._unsure:
+                if known is not None and known[0] == changed:
                     return known[1]
-                self._unsure.discard(folder)
             now = time.time_ns()
             with os.scandir(folder) as entries:
                 files = [
@@ -163,8 +176,9 @@ class Folder:
         except OSError:
             return []
         files.sort(key=lambda file: file.number)
-        if now - changed > _TICK_NS:
-            with self._lock:
+        with self._lock:
+            # What cannot be read may still be growing where it lies.
+            if now - changed > _TICK_NS and self._said.isdisjoint(files):
                 self._listed[folder] = (changed, files)
         return files
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 import logging
 import threading
 import time
@@ -22,6 +21,7 @@ from starlette.routing import Route
 from monitor.service import charting, pages, telling
 from monitor.service.charting import Asked, Charts
 from monitor.service.describing import ENDPOINTS, described
+from monitor.service.events import News
 from monitor.service.following import Folder, UnknownRunError
 from monitor.service.gathering import Gatherer
 from monitor.service.leading import Leads
@@ -170,18 +170,14 @@ class Service:
         return StreamingResponse(self._told(), media_type="text/event-stream")
 
     async def _told(self) -> AsyncIterator[str]:
-        known = await anyio.to_thread.run_sync(telling.latest, self._folder)
+        news = News(await anyio.to_thread.run_sync(telling.latest, self._folder))
         yield ": connected\n\n"
         said = time.monotonic()
         while not self._server.should_exit:
             await anyio.sleep(_POLL)
-            now = await anyio.to_thread.run_sync(telling.latest, self._folder)
-            for run, step in now.items():
-                if known.get(run) != step:
-                    said = time.monotonic()
-                    told = json.dumps({"run": run, "step": step})
-                    yield f"event: measurement\ndata: {told}\n\n"
-            known = now
+            for event in news.look(await anyio.to_thread.run_sync(telling.latest, self._folder)):
+                said = time.monotonic()
+                yield event
             if time.monotonic() - said > _HEARTBEAT:
                 said = time.monotonic()
                 yield ": still here\n\n"

@@ -40,12 +40,11 @@ def tables(folder: Folder, run: str) -> list[dict[str, Any]]:
     return told
 
 
-def latest(folder: Folder) -> dict[str, int]:
-    """The last measured step of every run."""
+def latest(folder: Folder) -> dict[str, tuple[str, dict[int, frozenset[str]]]]:
+    """Of every run its state, and by measured step the tables."""
     return {
-        run: files[-1].number
+        run: (_state(of_run, _last_attempt(folder, of_run))[0], folder.steps(run, of_run))
         for run, of_run in _by_run(folder).items()
-        if (files := _measured(of_run))
     }
 
 
@@ -93,53 +92,65 @@ def _fitting(spec: ProbeSpec, table: pa.Table, budget: int) -> TableRows:
 
 
 def _run(folder: Folder, run: str, of_run: Mapping[str, list[StoredFile]]) -> dict[str, Any]:
-    measured = _measured(of_run)
+    steps = [*folder.steps(run, of_run)]
     moment = _moment(folder, of_run) or dict.fromkeys(("step", "tokens", "time"))
-    rows = [folder.read(file) for file in of_run.get("attempts", [])]
-    attempts = [row for table in rows if table is not None for row in table.to_pylist()]
-    last = attempts[-1] if attempts else {}
-    told = {"attempts": len(attempts), "seed": last.get("seed")}
+    last = _last_attempt(folder, of_run)
+    told = {"attempts": len(of_run.get("attempts", [])), "seed": last.get("seed")}
     told["model"] = json.loads(last.get("config") or "{}").get("model")
     told["parameters"] = last.get("parameters")
+    state, guessed = _state(of_run, last)
     return {
         "run": run,
-        "state": _state(of_run, measured),
-        "first_step": measured[0].number if measured else None,
+        "state": state,
+        "guessed": guessed,
+        "ended": plain(last.get("ended")),
+        "first_step": steps[0] if steps else None,
         "last_step": moment["step"],
         "tokens": moment["tokens"],
         "time": plain(moment["time"]),
-        "measurements": len({file.number for file in measured}),
+        "measurements": len(steps),
         **told,
     }
 
 
-def _state(of_run: Mapping[str, list[StoredFile]], measured: list[StoredFile]) -> str:
-    """Running until it is quiet for several of its usual intervals; then finished where its attempt
-    was brought up to date after the last measurement, as closing does, and otherwise stalled.
+def _state(of_run: Mapping[str, list[StoredFile]], last: Mapping[str, Any]) -> tuple[str, bool]:
+    """Finished once its last attempt was closed; else running until it is quiet for several of its
+    usual intervals, and then stalled. And whether that is a guess.
+
+    Attempts of earlier versions do not say whether they were closed. They are taken to be so where
+    their row was brought up to date after the last measurement, as closing does.
     """
-    written = {file.number: file.stamp[0] / 1e9 for file in measured}
-    times = sorted(written.values())
-    attempts = [file.stamp[0] / 1e9 for file in of_run.get("attempts", [])]
-    usual = statistics.median(np.diff(times)) if len(times) > 1 else 0.0
-    last = max([*times, *attempts], default=0.0)
-    if time.time() - last <= max(_SECONDS, _INTERVALS * usual):
-        return "running"
-    return "finished" if times and attempts and max(attempts) >= times[-1] else "stalled"
+    if last.get("ended") is not None:
+        return "finished", False
+    tables = [files for name, files in of_run.items() if name not in NOT_BY_STEP]
+    often = sorted(file.stamp[0] / 1e9 for file in max(tables, key=len, default=[]))
+    usual = statistics.median(np.diff(often)) if len(often) > 1 else 0.0
+    measured = max((files[-1].stamp[0] / 1e9 for files in tables), default=None)
+    described = max((file.stamp[0] / 1e9 for file in of_run.get("attempts", [])), default=None)
+    quiet = time.time() - max(measured or 0.0, described or 0.0)
+    if quiet <= max(_SECONDS, _INTERVALS * usual):
+        return "running", False
+    if "ended" in last:
+        return "stalled", False
+    closed = measured is not None and described is not None and described >= measured
+    return ("finished" if closed else "stalled"), True
+
+
+def _last_attempt(folder: Folder, of_run: Mapping[str, list[StoredFile]]) -> dict[str, Any]:
+    rows = _newest(folder, of_run.get("attempts", []))
+    return {} if rows is None or not len(rows) else dict(rows.to_pylist()[-1])
 
 
 def _moment(folder: Folder, of_run: Mapping[str, list[StoredFile]]) -> dict[str, Any] | None:
+    """When was measured last."""
     columns = ["step", "tokens", "time"]
-    for file in reversed(_measured(of_run)):
-        rows = folder.read(file)
+    tables = [files for name, files in of_run.items() if name not in NOT_BY_STEP]
+    for files in sorted(tables, key=lambda files: files[-1].number, reverse=True):
+        rows = _newest(folder, files)
         if rows is not None and rows.num_rows and {*columns} <= {*rows.column_names}:
             moment: dict[str, Any] = rows.select(columns).slice(0, 1).to_pylist()[0]
             return moment
     return None
-
-
-def _measured(of_run: Mapping[str, list[StoredFile]]) -> list[StoredFile]:
-    files = [f for name, files in of_run.items() if name not in NOT_BY_STEP for f in files]
-    return sorted(files, key=lambda file: file.number)
 
 
 def _newest(folder: Folder, files: list[StoredFile]) -> pa.Table | None:

@@ -3,7 +3,6 @@
 import csv
 import http.client
 import io
-import json
 import shutil
 import socket
 import subprocess
@@ -137,16 +136,6 @@ def test_metrics_of_all_runs_are_one_page(tmp_path, serve):
 def test_the_series_budget_holds_for_every_table(tmp_path, serve):
     record(tmp_path, 1)
     assert page(serve(budget=8).url).count("\nphasewatch_heads_score{") == 2
-
-
-def test_events_tell_of_a_new_measurement(tmp_path, serve):
-    record(tmp_path, 1)
-    service = serve()
-    with urllib.request.urlopen(f"{service.url}/api/events", timeout=10) as stream:
-        assert stream.readline() == b": connected\n"
-        record(tmp_path, 2)
-        lines = [stream.readline() for _ in range(3)]
-    assert json.loads(lines[2].removeprefix(b"data: ")) == {"run": "r", "step": 2}
 
 
 def test_answers_are_whole_while_a_run_is_written(tmp_path, serve):
