@@ -11,6 +11,7 @@ const POINTS = 1200;
 const MOST_POINTS = 100_000;
 const MOST_ROWS = 300;
 const MOST_TOLD = 10;
+const FEWEST = 2;
 // Chosen of a dimension where all of its values are to be seen.
 const ANY = "*";
 
@@ -101,7 +102,7 @@ export class Figure {
     }
     const answers = await Promise.allSettled(place.run.flatMap((run) => asked.map(async (curve) => ({
       run, curve, told: await answer("/api/series", { ...curve.dims, run, table: curve.table,
-        field: curve.field, axis: place.axis, top: curve.top, points: this.points, format: "columns" }) }))));
+        field: curve.field, axis: place.axis, top: this.#top(curve), points: this.points, format: "columns" }) }))));
     // An older question that was answered late is not shown over a newer one.
     if (turn !== this.heard) return;
     const there = answers.filter((one) => one.status === "fulfilled").map((one) => one.value);
@@ -122,6 +123,11 @@ export class Figure {
       refill(this.notes, lacking.length
         ? h("p", null, `Without it, or without the transition that is aligned: ${lacking.join(", ")}`) : null);
     }
+  }
+
+  /** Runs over each other share the room for lines. */
+  #top({ top }) {
+    return top && Math.max(FEWEST, Math.ceil(top / this.page.place.run.length));
   }
 
   /** Why rows cannot be interpreted where none of them can. */
