@@ -96,7 +96,7 @@ function drawn(edges, title, opened) {
     const [x, y] = places.get(name);
     const kind = writes.has(name) ? "induction" : "previous-token";
     return svg("g", { class: `node ${kind}`, role: "button", tabindex: "0", "aria-label": `Open ${kind} head ${name}`,
-      onclick: () => opened(name), onkeydown: (event) => { if (event.key === "Enter") opened(name); } },
+      onclick: () => opened(name), onkeydown: (event) => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); opened(name); } } },
     kind === "induction" ? svg("circle", { cx: x, cy: y, r: 19 }) : svg("rect", { x: x - 18, y: y - 16, width: 36, height: 32, rx: 3 }),
     svg("text", { x, y: y + 4 }, name), svg("text", { x: x + 24, y: y + 18, class: "kind" }, kind));
   };

@@ -129,7 +129,7 @@ export function drawEnds(u, lines) {
     const at = Math.max(y, free + 13 * px);
     if (at > y + 26 * px || at > top + height + 8 * px) continue;
     u.ctx.fillStyle = line.colour;
-    const name = line.short.length > 11 ? `${line.short.slice(0, 10)}…` : line.short;
+    const name = line.short.length > 10 ? `${line.short.slice(0, 9)}…` : line.short;
     u.ctx.fillText(name, left + width + 5 * px, at);
     free = at;
   }

@@ -11,6 +11,9 @@ const POINTS = 1200;
 const MOST_POINTS = 100_000;
 const MOST_ROWS = 300;
 const MOST_TOLD = 10;
+const FEWEST = 2;
+// Chosen of a dimension where all of its values are to be seen.
+const ANY = "*";
 
 /**
  * @typedef {Object} Curve one field of a table
@@ -83,9 +86,9 @@ export class Figure {
     const more = this.page.place.more;
     const wanted = more[`${id}.field`] ?? "";
     const chosen = choose ? [curves.find((c) => `${c.table}:${c.field}` === wanted) ?? curves[0]] : curves;
-    const picked = (dim, usual) => more[`${id}.${dim}`] ?? usual ?? "all";
+    const picked = (dim, usual) => more[`${id}.${dim}`] ?? usual ?? ANY;
     return chosen.map((curve) => ({ ...curve, dims: Object.fromEntries([...Object.keys(curve.dims ?? {}), ...filters]
-      .map((dim) => [dim, picked(dim, curve.dims?.[dim])]).filter(([, value]) => value !== "all")) }));
+      .map((dim) => [dim, picked(dim, curve.dims?.[dim])]).filter(([, value]) => value !== ANY)) }));
   }
 
   /** Asks anew and draws. */
@@ -99,7 +102,7 @@ export class Figure {
     }
     const answers = await Promise.allSettled(place.run.flatMap((run) => asked.map(async (curve) => ({
       run, curve, told: await answer("/api/series", { ...curve.dims, run, table: curve.table,
-        field: curve.field, axis: place.axis, top: curve.top, points: this.points, format: "columns" }) }))));
+        field: curve.field, axis: place.axis, top: this.#top(curve), points: this.points, format: "columns" }) }))));
     // An older question that was answered late is not shown over a newer one.
     if (turn !== this.heard) return;
     const there = answers.filter((one) => one.status === "fulfilled").map((one) => one.value);
@@ -120,6 +123,11 @@ export class Figure {
       refill(this.notes, lacking.length
         ? h("p", null, `Without it, or without the transition that is aligned: ${lacking.join(", ")}`) : null);
     }
+  }
+
+  /** Runs over each other share the room for lines. */
+  #top({ top }) {
+    return top && Math.max(FEWEST, Math.ceil(top / this.page.place.run.length));
   }
 
   /** Why rows cannot be interpreted where none of them can. */
@@ -158,9 +166,9 @@ export class Figure {
       curves.length > 1 ? choice("Field", curves.map((c) => [`${c.table}:${c.field}`,
         tables > 1 ? `${spoken(c.field)} (${spoken(c.table)})` : spoken(c.field)]),
       `${now.table}:${now.field}`, (value) => this.#chose("field", value)) : null,
-      filters.map((dim, at) => choice(spoken(dim), [["all", "all"], ...values[at]
+      filters.map((dim, at) => choice(spoken(dim), [[ANY, "all"], ...values[at]
         .map((value) => [value, named({ [dim]: value }) || String(value)])],
-      more[`${id}.${dim}`] ?? now.dims[dim] ?? "all", (value) => this.#chose(dim, value))));
+      more[`${id}.${dim}`] ?? now.dims[dim] ?? ANY, (value) => this.#chose(dim, value))));
   }
 
   #chose(what, value) {

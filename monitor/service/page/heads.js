@@ -7,6 +7,7 @@ import { HeatMap } from "./heatmap.js";
 import { number, spoken, whole, within } from "./words.js";
 
 const FRAME_MS = 350;
+const MOSTLY = 10;
 const EVIDENCE = ["label", "claim", "attribution_test", "causal_test", "ablated_with"];
 
 /** The slider that chooses the step of all that is shown of one step. */
@@ -107,25 +108,30 @@ export class Heads {
     const declared = page.declared(table, field);
     refill(this.title, `Every head: ${spoken(field)} at step ${whole(told.step)}`);
     refill(this.caption, h("p", null, declared.help, declared.null ? ` Null: ${declared.null}.` : "",
-      " Colour: value above its null. Hatched: not interpretable."));
+      " Colour: distance from its null. Hatched: not interpretable."));
   }
 
   #show({ columns }, field) {
     const cells = new Map();
-    let top = 0;
+    let [top, bottom] = [0, 0];
+    const reached = (value, null_) => {
+      if (value === null) return;
+      top = Math.max(top, value - (null_ ?? 0));
+      bottom = Math.min(bottom, value - (null_ ?? 0));
+    };
     columns.layer.forEach((layer, i) => {
       const cell = { value: columns[field][i], validity: columns.validity[i],
         stderr: columns[`${field}_stderr`]?.[i], null: columns[`${field}_null`]?.[i] };
       cells.set(`${layer}.${columns.head[i]}`, cell);
-      if (cell.validity === "ok" && cell.value !== null) top = Math.max(top, cell.value - (cell.null ?? 0));
+      if (cell.validity === "ok") reached(cell.value, cell.null);
     });
     // The best of all steps, so that colours mean the same while the slider moves.
     for (const line of this.figure.lines) {
-      line.value.forEach((value, i) => {
-        if (value !== null) top = Math.max(top, value - (line.null?.[i] ?? 0));
-      });
+      line.value.forEach((value, i) => reached(value, line.null?.[i]));
     }
-    this.map.show(cells, Math.max(...columns.layer) + 1, Math.max(...columns.head) + 1, top || 1, spoken(field));
+    // Of what hardly goes above its null, as entropy, how far it falls below is what is to be seen.
+    const side = top * MOSTLY >= -bottom ? top : bottom;
+    this.map.show(cells, Math.max(-1, ...columns.layer) + 1, Math.max(-1, ...columns.head) + 1, side || 1, spoken(field));
   }
 }
 

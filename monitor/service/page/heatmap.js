@@ -45,7 +45,7 @@ export class HeatMap {
    * @param {Map<string, Cell>} cells by "layer.head"
    * @param {number} rows layers
    * @param {number} columns heads
-   * @param {number} top the value above the null that has the last colour
+   * @param {number} top the distance from the null that has the last colour; below 0: on its other side
    * @param {string} what the name of the field
    */
   show(cells, rows, columns, top, what) {
@@ -61,7 +61,7 @@ export class HeatMap {
 
   draw() {
     const width = this.element.clientWidth;
-    if (width === 0 || this.rows === 0) return;
+    if (width === 0 || this.cells.size === 0) return;
     this.wide = Math.max(2, Math.min(110, (width - LEFT - 2) / this.columns));
     this.high = Math.max(5, Math.min(36, 640 / this.rows));
     const px = devicePixelRatio;
@@ -118,7 +118,7 @@ export class HeatMap {
       ctx.fillStyle = `rgb(${viridis(x / this.scale.width).join(" ")})`;
       ctx.fillRect(x, 0, 1, this.scale.height);
     }
-    refill(this.ends, `${number(this.top)} above its null`);
+    refill(this.ends, `${number(Math.abs(this.top))} ${this.top < 0 ? "below" : "above"} its null`);
   }
 
   #words(layer, head) {
@@ -145,7 +145,7 @@ export class HeatMap {
   }
 
   #pressed(event) {
-    if (this.rows === 0) return;
+    if (this.cells.size === 0) return;
     const [layer, head] = this.at;
     const last = [this.rows - 1, this.columns - 1];
     const moves = {

@@ -4,6 +4,9 @@ import { ofLayer, ofNumber } from "./colours.js";
 import { named, spoken } from "./words.js";
 
 const DASHES = [[], [7, 3], [12, 4], [7, 3, 2, 3], [3, 3], [14, 3, 3, 3]];
+// Lines of one colour: the best one is the widest, and they differ in their dashes; of runs over each
+// other dashes tell the run.
+const WIDTHS = [2, 1.5, 1.1];
 const COLUMNS = ["value", "stderr", "null", "null_sd", "validity"];
 
 /**
@@ -25,15 +28,16 @@ export function linesOf(all, page, hidden) {
     const layer = dims.layer ?? dims.source_layer;
     const colour = layer === undefined || layer === null
       ? ofNumber(groups.indexOf(key(one))) : ofLayer(layer, page.layers);
-    const rank = used.get(colour) ?? 0;
-    used.set(colour, rank + 1);
+    const alike = several ? `${colour} ${run}` : colour;
+    const rank = used.get(alike) ?? 0;
+    used.set(alike, rank + 1);
     const at = page.place.run.indexOf(run);
     const short = [one.fields > 1 ? spoken(one.field) : "", named(without(dims, [...constant, ...Object.keys(one.dims)]))].filter(Boolean).join(" ")
       || spoken(one.field);
     const name = several ? `${short} ${page.letter(run)}` : short;
     const shift = page.offset(run);
     const line = { name, short, run, dims, field: one.field, colour, shift,
-      dash: DASHES[(several ? at : rank) % DASHES.length], width: rank === 0 || several ? 2 : 1.5,
+      dash: DASHES[(several ? at : rank) % DASHES.length], width: WIDTHS[Math.min(rank, WIDTHS.length - 1)],
       hidden: hidden.has(name), x: series.axis.map((x) => x - shift) };
     for (const column of COLUMNS) {
       if (series[column]?.some((value) => value !== null)) line[column] = series[column];

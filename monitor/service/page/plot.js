@@ -117,7 +117,7 @@ export class Plot {
     return {
       width: Math.max(200, this.holder.clientWidth),
       height: this.told.brief ? SMALL : HEIGHT,
-      padding: [16, this.told.brief ? 20 : 64, 0, 0],
+      padding: [16, this.told.brief ? 20 : 70, 0, 0],
       legend: { show: false },
       cursor: {
         y: false,

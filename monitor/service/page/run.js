@@ -11,6 +11,7 @@ import { headCurves, sections } from "./sections.js";
 import { gathered } from "./transitions.js";
 import { about, ago, lasting, whole } from "./words.js";
 
+const LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ";
 const AXES = { step: "Step", tokens: "Tokens", time: "Wall clock" };
 
 export class RunPage {
@@ -246,7 +247,10 @@ export class RunPage {
   }
 
   /** What a run is called beside others. */
-  letter(run) { return String.fromCodePoint(65 + this.place.run.indexOf(run)); }
+  letter(run) {
+    const at = this.place.run.indexOf(run);
+    return at < LETTERS.length ? LETTERS[at] : String(at + 1);
+  }
 
   async learn(table) {
     if (this.learnt.has(table)) return;

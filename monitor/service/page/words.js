@@ -57,7 +57,9 @@ export function named(dims) {
     delete left.layer;
     delete left.head;
   }
-  for (const [name, value] of Object.entries(left)) {
+  // Names first: of a name that is cut off in a chart the colour still tells the layer.
+  const order = ([, one], [, other]) => Number(typeof one === "number") - Number(typeof other === "number");
+  for (const [name, value] of Object.entries(left).sort(order)) {
     if (value === null || value === "") continue;
     if (name === "layer" && value === -1) words.push("embedding");
     else if (typeof value === "number" && value < 0) continue;

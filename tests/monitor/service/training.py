@@ -11,7 +11,16 @@ from typing import Any
 import numpy as np
 
 from monitor.detection import Noticing, reading
-from monitor.probes import circuit, concepts, heads, in_context, induction, neurons, superposition
+from monitor.probes import (
+    circuit,
+    concepts,
+    heads,
+    in_context,
+    induction,
+    neurons,
+    superposition,
+    top_neurons,
+)
 from monitor.record import Measurement, Moment, ProbeSpec, Reading
 from tests.monitor.sinks.fabricated import moment
 from tests.trajectories import recorded
@@ -96,6 +105,7 @@ def measurements(run: str = "r", name: str = "blocks_2L_s0") -> Iterator[Measure
             ),
             filled(superposition.SPEC, when, LAYERS, layer=range(LAYERS)),
             filled(neurons.SPEC, when, LAYERS, layer=range(LAYERS)),
+            filled(top_neurons.SPEC, when, 2, layer=[0, 1], neuron=[7, 3], label=[EVIL, ""]),
         )  # fmt: skip
         one = Measurement(moment=when, readings=readings)
         noticed = noticing.notice(one).notices
