@@ -108,6 +108,7 @@ def test_every_control_is_in_the_permalink(served, visit):
     heads = drawn(page, "heads")
     heads.get_by_label("Field").select_option("induction:previous_token")
     expect(page.locator("#map-title")).to_contain_text("previous token")
+    expect(heads.locator(".legend li").first).to_contain_text("0.1 A")
     heads.locator(".legend button").first.click()
     expect(heads.locator('.legend [aria-pressed="false"]')).to_have_count(1)
     page.get_by_role("slider", name="Step").focus()
