@@ -93,29 +93,13 @@ class Leads:
             if len(self._answered) > _MOST_ANSWERS:
                 self._answered.clear()
             self._answered[answered] = _compared([*there.values()], axis)
-        return {
-            "axis": axis,
-            "ready": all(fresh for _, fresh in known.values()),
-            "meaning": MEANING,
-            "runs": [
-                {
-                    "run": run,
-                    "ready": fresh,
-                    "until": found.step if found else None,
-                    "error": found.error if found else None,
-                }
-                for run, (found, fresh) in known.items()
-            ],
-            **self._answered[answered],
-        }
+        return _told(axis, known, self._answered[answered])
 
     def _of_run(
         self, run: str, of_run: Mapping[str, list[StoredFile]], axis: str
     ) -> tuple[_Known | None, bool]:
         """What is known of a run, and whether that is of its present state."""
-        tables = {name: files[-1] for name, files in of_run.items() if name not in NOT_BY_STEP}
-        state = (*tables.items(), *(len(of_run[name]) for name in tables))
-        step = max((file.number for file in tables.values()), default=0)
+        state, step = _state(of_run)
         key = (run, axis)
         with self._lock:
             known = self._known.get(key)
@@ -130,26 +114,59 @@ class Leads:
     def _work(self) -> None:
         while (todo := self._todo.get()) is not None:
             key, state, step = todo
-            begun = time.monotonic()
-            formed = pairs = pd.DataFrame()
-            error = None
-            try:
-                formed, pairs = _worked_out(self._folder.root, *key)
-            except Exception as raised:
-                error = f"{type(raised).__name__}: {raised}"
-                _log.warning("the leads of %s could not be worked out: %s", key[0], error)
-            now = time.monotonic()
+            known = _known(self._folder.root, *key, state, step)
             with self._lock:
                 self._waiting.discard(key)
-                self._known[key] = _Known(
-                    state=state,
-                    step=step,
-                    formed=formed,
-                    pairs=pairs,
-                    error=error,
-                    took=now - begun,
-                    at=now,
-                )
+                self._known[key] = known
+
+
+def at_once(folder: Folder, runs: Sequence[str], axis: str) -> dict[str, Any]:
+    """What `Leads.told` says once it is known, however long that takes."""
+    known = {run: _known(folder.root, run, axis, *_state(folder.of_run(run))) for run in runs}
+    fresh = {run: (found, True) for run, found in known.items()}
+    return _told(axis, fresh, _compared([*known.values()], axis))
+
+
+def _told(
+    axis: str, known: Mapping[str, tuple[_Known | None, bool]], compared: Mapping[str, Any]
+) -> dict[str, Any]:
+    return {
+        "axis": axis,
+        "ready": all(fresh for _, fresh in known.values()),
+        "meaning": MEANING,
+        "runs": [
+            {
+                "run": run,
+                "ready": fresh,
+                "until": found.step if found else None,
+                "error": found.error if found else None,
+            }
+            for run, (found, fresh) in known.items()
+        ],
+        **compared,
+    }
+
+
+def _state(of_run: Mapping[str, list[StoredFile]]) -> tuple[object, int]:
+    """What tells one state of a run from another, and its last step."""
+    tables = {name: files[-1] for name, files in of_run.items() if name not in NOT_BY_STEP}
+    state = (*tables.items(), *(len(of_run[name]) for name in tables))
+    return state, max((file.number for file in tables.values()), default=0)
+
+
+def _known(root: Path, run: str, axis: str, state: object, step: int) -> _Known:
+    begun = time.monotonic()
+    formed = pairs = pd.DataFrame()
+    error = None
+    try:
+        formed, pairs = _worked_out(root, run, axis)
+    except Exception as raised:
+        error = f"{type(raised).__name__}: {raised}"
+        _log.warning("the leads of %s could not be worked out: %s", run, error)
+    now = time.monotonic()
+    return _Known(
+        state=state, step=step, formed=formed, pairs=pairs, error=error, took=now - begun, at=now
+    )
 
 
 def _worked_out(root: Path, run: str, axis: str) -> tuple[pd.DataFrame, pd.DataFrame]:

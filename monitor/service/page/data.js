@@ -1,5 +1,7 @@
-// The one way in which the page comes by what it shows. A report has the answers in itself, by the
-// same addresses; nothing else of the page knows which of the two it is in.
+// The one way in which the page comes by what it shows. A report has its tables in itself; nothing else
+// of the page knows which of the two it is in.
+
+import { answering } from "./embedded.js";
 
 /** Why there is no answer: what arrived, what was expected, what to do. */
 export class Refusal extends Error {
@@ -12,12 +14,15 @@ export class Refusal extends Error {
   }
 }
 
-const element = document.getElementById("answers");
-/** The answers that a report has in itself, by `address`; null on the live page. */
-const embedded = element === null ? null : JSON.parse(element.textContent);
+const element = document.getElementById("report");
+const report = element === null ? null : await unpacked(element.textContent);
+const embedded = report === null ? null : answering(report);
 
 /** Whether a service answers; else this is a report. */
-export const live = embedded === null;
+export const live = report === null;
+
+/** What a report says of itself: its runs, and when and from what it was made. */
+export const about = report?.about ?? null;
 
 const RETRY_MS = 5_000;
 const waiting = new Map();
@@ -43,15 +48,23 @@ export function address(path, params = {}) {
  * @throws {Refusal}
  */
 export async function answer(path, params = {}) {
-  const at = address(path, params);
   if (!live) {
-    if (at in embedded) return embedded[at];
+    const told = embedded(path, params);
+    if (told !== null) return told;
     throw new Refusal({ error: "Not part of this report", do: "ask `phasewatch serve`" }, 404);
   }
+  const at = address(path, params);
   if (!waiting.has(at)) {
     waiting.set(at, fetched(at).finally(() => waiting.delete(at)));
   }
   return waiting.get(at);
+}
+
+/** @param {string} text a gzip of JSON, as base64 */
+async function unpacked(text) {
+  const bytes = Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return new Response(stream).json();
 }
 
 async function fetched(at) {

@@ -1,7 +1,7 @@
 // The page: which view the address names, the colour scheme, and whether the service is there.
 
 import { dark } from "./colours.js";
-import { follow, live } from "./data.js";
+import { about, follow, live } from "./data.js";
 import { h, refill, refusal } from "./dom.js";
 import { read, written } from "./place.js";
 import { RunList } from "./runs.js";
@@ -105,7 +105,13 @@ function schemes() {
 
 schemes();
 addEventListener("hashchange", show);
-if (!live) document.getElementById("connection").textContent = "report";
+if (!live) {
+  document.getElementById("connection").textContent = about.made;
+  // A report of one run opens on it.
+  if (!location.hash && about.runs.length === 1) {
+    history.replaceState(null, "", written({ ...read(""), run: about.runs }));
+  }
+}
 follow(changed, connected);
 if (live) setInterval(() => changed({}), LOOK_MS);
 show();

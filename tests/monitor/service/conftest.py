@@ -15,6 +15,9 @@ from monitor.service import Service
 from monitor.sinks import ParquetSink
 from tests.monitor.service.training import measurements
 
+# What a page may ask: the service that it is of, or the file.
+_OWN = ("http://127.0.0.1:", "blob:http://127.0.0.1:", "blob:null", "data:", "file:")
+
 
 @pytest.fixture
 def serve(tmp_path):
@@ -78,7 +81,7 @@ class Visit:
             self.problems.append(f"{response.status}: {response.url}")
 
     def _asked(self, request: Any) -> None:
-        if not request.url.startswith(("http://127.0.0.1:", "blob:http://127.0.0.1:", "data:")):
+        if not request.url.startswith(_OWN):
             self.problems.append(f"asked elsewhere: {request.url}")
 
 
