@@ -178,7 +178,7 @@ class Folder:
         files.sort(key=lambda file: file.number)
         with self._lock:
             # What cannot be read may still be growing where it lies.
-            if now - changed > _TICK_NS and self._said.isdisjoint(files):
+            if now - changed > _TICK_NS and not (self._said and self._said & {*files}):
                 self._listed[folder] = (changed, files)
         return files
 

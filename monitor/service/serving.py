@@ -25,6 +25,7 @@ from monitor.service.events import News
 from monitor.service.following import Folder, UnknownRunError
 from monitor.service.gathering import Gatherer
 from monitor.service.leading import Leads
+from monitor.service.showing import Shown
 from monitor.sinks.prometheus import bound_socket
 
 _log = logging.getLogger("phasewatch")
@@ -36,7 +37,7 @@ class Service:
     """Serves the runs under `root`, read-only, at `url`, until `close`.
 
     Where `port` is taken the next free one is used (0: any free one). `budget` is the most series
-    that a table of a run takes on the metrics page. Raises `OSError` where nothing can listen.
+    that the metrics page has. Raises `OSError` where nothing can listen.
     """
 
     def __init__(
@@ -45,9 +46,10 @@ class Service:
         *,
         host: str = "127.0.0.1",
         port: int = 8787,
-        budget: int = 2_000,
+        budget: int = 20_000,
     ) -> None:
-        self._folder, self._budget = Folder(Path(root)), budget
+        self._folder = Folder(Path(root))
+        self._shown = Shown(self._folder, budget)
         self._gatherer = Gatherer(self._folder)
         self._leads = Leads(self._folder)
         self._charts = Charts(self._folder, self._gatherer)
@@ -183,8 +185,7 @@ class Service:
                 yield ": still here\n\n"
 
     def _metrics(self, request: Request) -> Response:
-        page = telling.page(self._folder, self._budget)
-        text, kind = page.text(request.headers.get("Accept", ""))
+        text, kind = self._shown.page().text(request.headers.get("Accept", ""))
         return Response(text, headers={"Content-Type": kind})
 
     def _healthz(self, _request: Request) -> Response:

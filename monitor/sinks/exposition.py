@@ -24,14 +24,22 @@ def scalar_fields(spec: ProbeSpec) -> list[Field]:
     return [field for field in spec.fields if field.is_number]
 
 
+def has_heads(spec: ProbeSpec) -> bool:
+    """Whether a row of the table is about a head, so that layers can be summed up."""
+    return [dim.name for dim in spec.dims] == ["layer", "head"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableRows:
-    """One table: `shown` of its `valid` rows are on the page, `invalid` is how many cannot be."""
+    """One table: `shown` of its `valid` rows are on the page, `invalid` is how many cannot be;
+    with `summed` the valid ones are summed up by layer.
+    """
 
     spec: ProbeSpec
     valid: pa.Table
     shown: pa.Table
     invalid: int
+    summed: bool = True
 
     def gauges(self, run: str) -> Iterator[_Gauge]:
         """The metrics of the rows, and of every layer summed up."""
@@ -54,7 +62,7 @@ class TableRows:
             for column in field.columns:
                 help_text = help_of[column.removeprefix(field.name)]
                 yield _Gauge(spec.metric(column), help_text, labels, self.shown[column])
-        if [*dims] == ["layer", "head"]:
+        if self.summed and has_heads(spec):
             sums = [(field.name, how) for field in fields for how in ("max", "mean")]
             by_layer = self.valid.group_by("layer", use_threads=False).aggregate(sums)
             labels = _labels(run=pa.scalar(run), layer=by_layer["layer"])

@@ -16,9 +16,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-import numpy as np
-import pandas as pd
-import pyarrow as pa
 import pyarrow.compute as pc
 import uvicorn
 from prometheus_client.core import (
@@ -32,8 +29,9 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
-from monitor.record import Measurement, ProbeSpec, Reading
+from monitor.record import Measurement, Reading
 from monitor.sinks.exposition import Page, TableRows, scalar_fields
+from monitor.sinks.staying import Best, lasting
 
 _log = logging.getLogger("phasewatch")
 
@@ -61,7 +59,7 @@ class PrometheusSink:
         self._run = run
         self._info = {"run": run, **(info or {})}
         self._budget = budget
-        self._best: dict[str, pd.DataFrame] = {}
+        self._best: dict[str, Best] = {}
         self._lasting: dict[str, Reading] = {}
         self._failures: Counter[str] = Counter()
         self._dropped = 0
@@ -85,8 +83,8 @@ class PrometheusSink:
         self._failures.update(failure.part for failure in measurement.failures)
         self._step = str(measurement.moment.step)
         try:
-            lasting = [self._lasting_with(r) for r in measurement.readings if r.spec.lasting]
-            self._lasting |= {reading.spec.name: reading for reading in lasting}
+            held = [self._lasting_with(r) for r in measurement.readings if r.spec.lasting]
+            self._lasting |= {reading.spec.name: reading for reading in held}
             of_now = [reading for reading in measurement.readings if not reading.spec.lasting]
             tables = [self._rows(reading) for reading in (*of_now, *self._lasting.values())]
         except Exception:
@@ -115,40 +113,17 @@ class PrometheusSink:
     def _lasting_with(self, new: Reading) -> Reading:
         """A reading of what lasts, with those rows of earlier ones that it does not replace."""
         old = self._lasting.get(new.spec.name)
-        if old is None:
-            return new
-        dims = [dim.name for dim in new.spec.dims]
-        kept = old.table.join(new.table.select(dims), dims, join_type="left anti")
-        whole = pa.concat_tables([kept.select(new.table.column_names), new.table])
-        return replace(new, table=whole.combine_chunks())
+        return replace(new, table=lasting(new.spec, old.table if old else None, new.table))
 
     def _rows(self, reading: Reading) -> TableRows:
         """One table's rows, as far as they fit."""
         spec, table = reading.spec, reading.table
         valid = table.filter(pc.equal(table["validity"], "ok"))
         columns = sum(len(field.columns) for field in scalar_fields(spec))
-        shown = self._fitting(spec, valid, rows=self._budget // max(1, columns))
+        best = self._best.setdefault(spec.name, Best())
+        shown = best.fitting(spec, valid, self._budget // max(1, columns))
         self._dropped += (len(valid) - len(shown)) * columns
         return TableRows(spec=spec, valid=valid, shown=shown, invalid=len(table) - len(valid))
-
-    def _fitting(self, spec: ProbeSpec, table: pa.Table, *, rows: int) -> pa.Table:
-        """At most `rows` rows of a table.
-
-        First come those that were ever the best in some field, then the second best: by what a row
-        reached at any time, so that it does not come and go with the noise.
-        """
-        if len(table) <= rows:
-            return table
-        dims, fields = [dim.name for dim in spec.dims], [f.name for f in scalar_fields(spec)]
-        values = table.select([*dims, *fields]).to_pandas()
-        values = values.set_index(dims) if dims else values
-        # Rows and fields that only one of them has are those of the other.
-        best = self._best[spec.name] = np.fmax(values, self._best.get(spec.name, values))
-        reached = best.loc[values.index, fields].to_numpy()
-        # The best of every field, then the second best of every field, and so on.
-        order = np.argsort(-reached, axis=0, kind="stable")
-        placed = order[~np.isnan(np.take_along_axis(reached, order, axis=0))]
-        return table.take(np.sort(pd.unique(placed)[:rows]))
 
     def _about_run(self) -> Iterator[Metric]:
         yield InfoMetricFamily("phasewatch_run", "The run that is measured.", value=self._info)

@@ -136,44 +136,75 @@ export function drawEnds(u, lines) {
   u.ctx.restore();
 }
 
+/** Which points are in sight: from the last one before the plot to the first one after it. */
+function inSight(u, xs) {
+  const { min, max } = u.scales.x;
+  const first = xs.findIndex((x) => x >= min);
+  const after = xs.findIndex((x) => x > max);
+  return [Math.max(0, (first === -1 ? xs.length : first) - 1), after === -1 ? xs.length : after + 1];
+}
+
+/**
+ * The lowest and the highest of a stretch in every column of pixels, as [x, low, high]: paths of more
+ * points than there are pixels take seconds to fill and to dash.
+ */
+function columns(u, xs, from, to, low, high) {
+  const found = [];
+  const few = to - from <= 2 * u.bbox.width;
+  for (let i = from; i < to; i += 1) {
+    const x = u.valToPos(xs[i], "x", true);
+    const last = found.at(-1);
+    if (few || last === undefined || Math.floor(x) !== Math.floor(last[0])) found.push([x, low(i), high(i)]);
+    else {
+      last[1] = Math.min(last[1], low(i));
+      last[2] = Math.max(last[2], high(i));
+    }
+  }
+  return found;
+}
+
+/** The stretches in sight in which all of some columns have numbers, as [from, to]. */
+function stretches(u, xs, ...all) {
+  const [start, stop] = inSight(u, xs);
+  const found = [];
+  let from = start;
+  for (let i = start; i <= stop; i += 1) {
+    if (i < stop && all.every((column) => (column[i] ?? null) !== null)) continue;
+    if (i > from) found.push([from, i]);
+    from = i + 1;
+  }
+  return found;
+}
+
 /** Strokes a curve, which stops where there is no value. */
 function along(u, xs, ys) {
-  let open = false;
+  const y = (value) => u.valToPos(value, "y", true);
   u.ctx.beginPath();
-  for (let i = 0; i < xs.length; i += 1) {
-    if (ys[i] === null || ys[i] === undefined) open = false;
-    else {
-      const place = [u.valToPos(xs[i], "x", true), u.valToPos(ys[i], "y", true)];
-      if (open) u.ctx.lineTo(...place);
-      else u.ctx.moveTo(...place);
-      open = true;
-    }
+  for (const [from, to] of stretches(u, xs, ys)) {
+    const value = (i) => ys[i];
+    columns(u, xs, from, to, value, value).forEach(([x, low, high], at) => {
+      if (at === 0) u.ctx.moveTo(x, y(low));
+      else u.ctx.lineTo(x, y(low));
+      if (high !== low) u.ctx.lineTo(x, y(high));
+    });
   }
   u.ctx.stroke();
 }
 
 /** Fills 1.96 standard deviations around a curve, in stretches without a gap. */
 function area(u, line, centre, spread) {
-  const { x } = line;
-  let from = 0;
-  const fill = (to) => {
-    if (to - from < 2) return;
-    const point = (i, sign) => {
-      const y = u.valToPos(centre[i] + sign * 1.96 * spread[i], "y", true);
-      // Below zero there is no place on a logarithmic scale: to the lower edge.
-      return [u.valToPos(x[i], "x", true), Number.isFinite(y) ? y : u.bbox.top + u.bbox.height];
-    };
-    u.ctx.beginPath();
-    for (let i = from; i < to; i += 1) u.ctx.lineTo(...point(i, 1));
-    for (let i = to - 1; i >= from; i -= 1) u.ctx.lineTo(...point(i, -1));
-    u.ctx.fill();
+  // Below zero there is no place on a logarithmic scale: to the lower edge.
+  const place = (value) => {
+    const y = u.valToPos(value, "y", true);
+    return Number.isFinite(y) ? y : u.bbox.top + u.bbox.height;
   };
-  for (let i = 0; i <= x.length; i += 1) {
-    const there = i < x.length && (centre[i] ?? null) !== null && (spread[i] ?? null) !== null;
-    if (!there) {
-      fill(i);
-      from = i + 1;
-    }
+  for (const [from, to] of stretches(u, line.x, centre, spread)) {
+    const found = columns(u, line.x, from, to, (i) => centre[i] - 1.96 * spread[i], (i) => centre[i] + 1.96 * spread[i]);
+    if (found.length < 2) continue;
+    u.ctx.beginPath();
+    for (const [x, , high] of found) u.ctx.lineTo(x, place(high));
+    for (const [x, low] of found.reverse()) u.ctx.lineTo(x, place(low));
+    u.ctx.fill();
   }
 }
 

@@ -133,11 +133,6 @@ def test_metrics_of_all_runs_are_one_page(tmp_path, serve):
         assert done.returncode in (0, 3)  # 3: only remarks on style
 
 
-def test_the_series_budget_holds_for_every_table(tmp_path, serve):
-    record(tmp_path, 1)
-    assert page(serve(budget=8).url).count("\nphasewatch_heads_score{") == 2
-
-
 def test_answers_are_whole_while_a_run_is_written(tmp_path, serve):
     record(tmp_path, 0)
     service = serve()
