@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from monitor.demo import corpus
 from monitor.demo.model import BATCH, CONTEXT, GRADIENT_NORM, AttentionOnly, optimizer, warm_up
 from monitor.demo.story import how_to_query, story
 from monitor.demo.view import TerminalView
+from monitor.service import Service
 
 _MEASURED_EVERY = 40
 _SEQUENCES = 32
@@ -39,6 +42,31 @@ def run(*, steps: int, seed: int, root: Path, port: int, runs: int = 1) -> None:
     Python came without its source.
     """
     console = Console()
+    with _served(console, root, port):
+        _all(console, steps=steps, seed=seed, root=root, port=port, runs=runs)
+
+
+@contextlib.contextmanager
+def _served(console: Console, root: Path, port: int) -> Iterator[None]:
+    """Serves the tables for a browser meanwhile, in this process: it costs nothing where nobody
+    looks, and ends with the demo however that ends.
+    """
+    try:
+        # Who takes any port for the metrics takes any for this as well.
+        service = Service(root) if port else Service(root, port=0)
+    except OSError as error:
+        console.print(f"[dim]nothing is served for a browser: {error}[/dim]")
+        yield
+        return
+    console.print(f"In a browser, while it trains: {service.url}", highlight=False)
+    try:
+        yield
+    finally:
+        service.close()
+
+
+def _all(console: Console, *, steps: int, seed: int, root: Path, port: int, runs: int) -> None:
+    """One run after the other, and what they have in common."""
     console.print("[dim]reading the Python standard library …[/dim]")
     text = corpus.load()
     concepts = python_source(
@@ -145,6 +173,8 @@ def _train(
     console.print(f"\nThe tables are under {root.resolve()}. To query them:\n")
     # Lines as they are, however long: they are there to be copied.
     console.print(how_to_query(root, name), soft_wrap=True, highlight=False)
+    console.print("\nTo look at them again in a browser:\n")
+    console.print(f"phasewatch serve --root {root}", soft_wrap=True, highlight=False)
     return name, trainer.global_step >= steps
 
 

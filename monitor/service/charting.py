@@ -88,10 +88,11 @@ class Charts:
         wanted = _wanted(spec, asked.dims)
 
         def choose(dims: list[tuple[Any, ...]], reached: Callable[[], Array]) -> list[int]:
-            chosen = [at for at, of in enumerate(dims) if all(of[k] == v for k, v in wanted)]
-            chosen.sort(key=lambda at: [(value is None, value) for value in dims[at]])
-            if asked.top is not None:
-                best = reached()[chosen] if chosen else np.zeros(0)
+            chosen: list[int] | range = range(len(dims))
+            if wanted:
+                chosen = [at for at in chosen if all(dims[at][k] == v for k, v in wanted)]
+            if asked.top is not None and chosen:
+                best = reached()[np.array(chosen)]
                 order = np.argsort(-best, kind="stable")[: asked.top]
                 chosen = [chosen[at] for at in order if np.isfinite(best[at])]
             if len(chosen) * len(files) > _MOST_ROWS:
@@ -100,7 +101,9 @@ class Charts:
                     f"more than {_MOST_ROWS} rows of {asked.table!r} match: expected fewer; name "
                     f"one of {', '.join(free)}, or pass top="
                 )
-            return chosen
+            if asked.top is not None:
+                return [*chosen]
+            return sorted(chosen, key=lambda at: [(value is None, value) for value in dims[at]])
 
         return spec, self._gatherer.lines(run, spec, files, spec.field(asked.field), choose)
 

@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks import memory, storage, timing
+from tests.benchmarks import memory, serving, storage, timing
 
 
 def main() -> None:
@@ -57,6 +57,7 @@ TABLES: dict[str, Callable[[int], Iterator[Table]]] = {
     "context": lambda _: iter([memory.growth()]),
     "losses": lambda _: iter([memory.losses()]),
     "storage": lambda rounds: iter([storage.table(rounds)]),
+    "serving": lambda rounds: iter([serving.table(rounds)]),
 }
 
 

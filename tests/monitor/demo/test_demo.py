@@ -55,6 +55,8 @@ def test_induction_heads_form_after_the_previous_token_head_and_it_says_so(tmp_p
     score = monitor.read(tmp_path, "in_context").iloc[-1]
     assert score["paired_score"] + 1.96 * score["paired_score_stderr"] < 0
     told = " ".join(done.stdout.split())
+    assert re.search(r"In a browser, while it trains: http://127\.0\.0\.1:\d+", told)
+    assert f"phasewatch serve --root {tmp_path}" in done.stdout
     concepts = monitor.read(tmp_path, "concepts").query("layer == 0 and method == 'diff_in_means'")
     auc = concepts.set_index("step").query("concept == 'function_name'")["auc"]
     stderr = concepts.set_index("step").query("concept == 'function_name'")["auc_stderr"]
