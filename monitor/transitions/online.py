@@ -27,9 +27,10 @@ evidence passes the threshold once more."""
 HELD_FOR = 10
 """A change that has held for so many measurements is confirmed without more evidence."""
 
-# score = level + slope log10(1 / alarms per 1,000 of one series) + few / measurements:
-# `tests/benchmarks/online_transitions.py`, `calibration`.
-_LEVEL, _SLOPE, _FEW = 4.2, 0.8, 3.0
+# score = level + slope log10(1 / alarms per 1,000 of one series) + more log10(measurements), as the
+# more there are, the more changes are weighed: `tests/benchmarks/online_transitions.py`,
+# `calibration`.
+_LEVEL, _SLOPE, _MORE = 3.25, 0.8, 0.64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,11 +59,11 @@ class Event:
 def threshold(false_alarms_per_1000: float, measurements: int) -> float:
     """The score that one series without a transition passes so often, at most.
 
-    A straight line in the logarithm of the rate, and higher where there are few measurements. Above
-    1 per 1,000 it stays as it is, below 0.05 it is an extrapolation.
+    A straight line in the logarithms of the rate and of the measurements in the window. Above 1 per
+    1,000 it stays as it is, below 0.05 it is an extrapolation.
     """
     rarity = max(-math.log10(false_alarms_per_1000), 0.0)
-    return _LEVEL + _SLOPE * rarity + _FEW / measurements
+    return _LEVEL + _SLOPE * rarity + _MORE * math.log10(measurements)
 
 
 @dataclass(slots=True, kw_only=True)
