@@ -1,11 +1,11 @@
 """How strongly the end of a series speaks for a change that has just begun, against smooth curves
 with autocorrelated noise.
 
-A Bayes factor (Kass & Raftery 1995): how probable all changes together make the series, over how
-probable smooth curves alone do, each averaged over all noise. So noise that wanders is not a change,
-and need not be known beforehand: what was measured before the change says which it is. The
+A Bayes factor (Kass & Raftery 1995): how probable a change makes the series, summed over onsets and
+forms, over how probable smooth curves alone do, both summed over all noise. So noise that wanders
+is not a change, and need not be known beforehand: what was measured before says which it is. The
 likelihoods are restricted ones (Harville 1977), for which few measurements do not make noise seem
-independent. Averages rather than the best of each, as many onsets and forms fit a change a little.
+independent.
 
 All that depends on the steps alone is computed once: many series of the same steps cost little more
 than one.
