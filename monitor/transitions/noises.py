@@ -20,7 +20,7 @@ _PAIRS = (
 # An autocorrelation, and its share of the variance.
 _WANDERS, _SHARES = 0.97, (0.2, 0.5, 0.8)
 # Measurements over which a smooth one bends, and the share of what is on top of it.
-_BENDS, _ON_TOP = 25, (1e-2, 1e-4, 1e-6)
+_BENDS, _ON_TOP = 25, (1e-2, 1e-4, 1e-6, 1e-8)
 
 # Measurements in which its standard deviation grows e-fold, and its autocorrelations.
 _GROWS, _GROWING_RHOS = 128, (0.0, 0.5)
@@ -30,7 +30,7 @@ _GROWS, _GROWING_RHOS = 128, (0.0, 0.5)
 # missed. Chosen on simulated series: higher ones find more, and have more false alarms in such
 # noise.
 _LASTING, _FOR_LASTING = 0.87, 4.0
-_FOR_WANDERING, _FOR_BENDING = 7.0, 6.0
+_FOR_WANDERING, _FOR_BENDING = 7.0, 5.0
 
 CHARGES: Float[np.ndarray, " noise"] = np.concatenate(
     [
