@@ -71,7 +71,9 @@ def test_the_score_is_that_of_slow_least_squares(of):
 def test_what_whitens_first_measurements_does_not_depend_on_later_ones():
     whole = noises.whiteners(40)
     for n in (8, 23):
-        assert np.allclose(whole[:, :n, :n], np.stack(list(noises._each(n))))
+        for first, alone in zip(whole[:, :n, :n], noises._each(n), strict=True):
+            # The smoothest has hardly more than rounding on top.
+            assert np.allclose(first, alone, rtol=0, atol=1e-5 * np.abs(alone).max())
 
 
 @pytest.mark.parametrize("rho", [0.0, 0.6, 0.96])
