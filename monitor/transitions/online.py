@@ -107,7 +107,7 @@ class OnlineDetector:
     What fools it: a trend that bends within few measurements and has little noise, which is what
     the beginning of a transition looks like. In independent noise it finds nearly all of 5 standard
     deviations that take up to 9 measurements, half of them within 2 after the midpoint, and of
-    those that take 20 nine of ten (7 of 10 with heavy tails), the others being trends. Noise that
+    those that take 20 five of six (3 of 4 with heavy tails), the others being trends. Noise that
     remembers hides more: with an autocorrelation of 0.5 a quarter of those that take 5 measurements
     are missed, with 0.9 nearly half, and more where they take longer or are among 20 series.
 
