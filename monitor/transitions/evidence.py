@@ -1,10 +1,11 @@
 """How strongly the end of a series speaks for a change that has just begun, against smooth curves
 with autocorrelated noise.
 
-A generalised likelihood ratio in which both sides choose their noise: a change counts by as much as
-it fits better, with the noise that suits it, than the best smooth curve with the noise that suits
-that. So noise that wanders is not a change, and need not be known beforehand. The likelihoods are
-restricted ones (Harville 1977), for which few measurements do not make noise seem independent.
+A Bayes factor (Kass & Raftery 1995): how probable a change makes the series, summed over onsets and
+forms, over how probable smooth curves alone do, both summed over all noise. So noise that wanders
+is not a change, and need not be known beforehand: what was measured before says which it is. The
+likelihoods are restricted ones (Harville 1977), for which few measurements do not make noise seem
+independent.
 
 All that depends on the steps alone is computed once: many series of the same steps cost little more
 than one.
@@ -20,8 +21,8 @@ from jaxtyping import Float, Int
 
 from monitor.transitions.noises import CHARGES, whiteners
 
-WINDOW = 96
-"""So many measurements, the latest, are looked at."""
+WINDOW = 144
+"""So many measurements, the latest, are looked at: the longer, the better noise is known."""
 
 FEWEST_BEFORE = 6
 """A change is claimed only with so many measurements before it."""
@@ -52,9 +53,9 @@ class Evidence:
     """Of each series the change for which most speaks.
 
     Attributes:
-        score: of a normal deviate; the largest over onsets and forms, so that it exceeds 3 by
-            chance much more often than a single one. 0 where no change may be claimed.
-        height: with its sign, of the change so far.
+        score: square root of twice the logarithm of the Bayes factor, which would be a normal
+            deviate if one change were weighed, with one noise. 0 where no change may be claimed.
+        height: with its sign, of the most probable change, so far.
         onset: position of its first measurement in the window.
     """
 
@@ -71,11 +72,11 @@ def strongest(
 ) -> Evidence:
     """The change for which most speaks, of each series.
 
-    Smooth curves are, as far as there are measurements enough, a parabola and a logarithm along the
-    steps and a parabola along the measurements, all at once. A change is added to them: a step, a
-    rise that goes on evenly or ever faster, or one that ended midway. It has lasted no longer than
-    what was measured before it, and the values have moved its way. Values that neither neighbour
-    shares are clipped, so that it takes two to speak.
+    Smooth curves are, as far as there are measurements enough, a parabola along the steps and one
+    along the measurements, both at once. A change is added to them: a step, a rise that goes on
+    evenly or ever faster, or one that ended midway. It has lasted no longer than what was measured
+    before it, and the values have moved its way. Values that neither neighbour shares are clipped,
+    so that it takes two to speak.
 
     Args:
         step: increasing.
@@ -106,11 +107,9 @@ def strongest(
     whole = design.left(y) + design.sizes[:, None] * floor + _TINY
     along = np.einsum("rjt,ts->rjs", design.towards, y, optimize=True)
     rest = np.maximum(whole[:, None] - along**2, _TINY)
-    without = (free * np.log(whole) + design.penalty[:, None]).min(axis=0)
+    without = free * np.log(whole) + design.penalty[:, None]
     each = free * np.log(rest) + design.penalty[:, None, None]
-    noise = each.argmin(axis=0)[None]
-    gain = without - np.take_along_axis(each, noise, axis=0)[0]
-    heights = np.take_along_axis(along / design.norms[..., None], noise, axis=0)[0]
+    heights = along / design.norms[..., None]
     left = np.sqrt(rest[0] / (free - 1))
     moved = _moved(y, design.onsets)
     allowed = (
@@ -120,14 +119,20 @@ def strongest(
         & (design.onsets[:, None] >= earliest)
         & ~flat
     )
-    gain = np.where(allowed, np.maximum(gain, 0), 0)
-    at, series = gain.argmax(axis=0), np.arange(count)
+    likeliest = each.min(axis=(0, 1))
+    weights = np.where(allowed, np.exp((likeliest - each) / 2), 0)
+    of_change = weights.sum(axis=0)
+    least = without.min(axis=0)
+    odds = of_change.sum(axis=0) / np.exp((least - without) / 2).sum(axis=0)
+    gain = np.maximum(least - likeliest + 2 * np.log(np.maximum(odds, _TINY)), 0)
+    at, series = of_change.argmax(axis=0), np.arange(count)
+    mean = (weights * heights).sum(axis=0) / np.maximum(of_change, _TINY)
     # Wallace 1959: the normal deviate that is as improbable as Student's.
     degrees = free - 1
     normal = (1 - 2 / (8 * degrees + 3)) * np.sqrt(degrees / free)
     return Evidence(
-        score=normal * np.sqrt(gain[at, series]),
-        height=heights[at, series] * spread * largest,
+        score=normal * np.sqrt(gain),
+        height=mean[at, series] * spread * largest,
         onset=design.onsets[at],
     )
 
@@ -242,7 +247,9 @@ def _design(along: bytes) -> _Design:
     """`along` are the bytes of steps between 0 and 1, so that they can be looked up."""
     x = np.frombuffer(along)
     onsets, changes = _changes(len(x))
-    white, curves = whiteners(len(x)), _smooth(x)
+    # What whitens the first measurements does not depend on those that follow.
+    white = np.ascontiguousarray(whiteners(WINDOW)[:, : len(x), : len(x)])
+    curves = _smooth(x)
     basis, upper = np.linalg.qr(white @ curves)
     across = basis.transpose(0, 2, 1)
     rest = white @ changes
@@ -273,7 +280,7 @@ def _smooth(x: Float[np.ndarray, " measurement"]) -> Float[np.ndarray, "measurem
     if n >= 16:
         curves += [x**2, even]
     if n >= 24:
-        curves += [np.log1p(10 * x), even**2]
+        curves.append(even**2)
     left, sizes, _ = np.linalg.svd(np.column_stack(curves), full_matrices=False)
     basis: Float[np.ndarray, "measurement part"] = left[:, sizes > _SAME * sizes[0]]
     return basis

@@ -1,7 +1,7 @@
 """Noise that a series may have, each as the matrix that whitens it.
 
-Independent; autoregressive, of first and second order; independent on top of what wanders; and
-smooth, with little on top, which stands for any smooth curve that no formula foresees.
+Independent; autoregressive, of first and second order; independent on top of what wanders; smooth,
+with little on top, which stands for any smooth curve that no formula foresees; and growing.
 """
 
 from __future__ import annotations
@@ -20,24 +20,31 @@ _PAIRS = (
 # An autocorrelation, and its share of the variance.
 _WANDERS, _SHARES = 0.97, (0.2, 0.5, 0.8)
 # Measurements over which a smooth one bends, and the share of what is on top of it.
-_BENDS, _ON_TOP = 25, (1e-2, 1e-4, 1e-6)
+_BENDS, _ON_TOP = 25, (1e-2, 1e-4, 1e-6, 1e-8)
 
-# Subtracted from twice the logarithm of the likelihood: with some independent noise on top, noise
-# that remembers passes for any slow change, of which one that is not told from it would be missed.
-# Chosen on simulated series: higher ones find more, and have more false alarms in such noise.
-_FOR_WANDERING, _FOR_BENDING = 7.0, 3.0
+# Measurements in which its standard deviation grows e-fold, and its autocorrelations.
+_GROWS, _GROWING_RHOS = 128, (0.0, 0.5)
+
+# Subtracted from twice the logarithm of the likelihood: the more a noise could explain, the more.
+# Noise that remembers passes for any slow change, of which one that is not told from it would be
+# missed. Chosen on simulated series: higher ones find more, and have more false alarms in such
+# noise.
+_LASTING, _FOR_LASTING = 0.87, 4.0
+_FOR_WANDERING, _FOR_BENDING = 7.0, 5.0
 
 CHARGES: Float[np.ndarray, " noise"] = np.concatenate(
     [
-        np.zeros(len(_RHOS) + len(_PAIRS)),
+        [_FOR_LASTING if rho >= _LASTING else 0.0 for rho in _RHOS],
+        np.zeros(len(_PAIRS)),
         np.full(len(_SHARES), _FOR_WANDERING),
         np.full(len(_ON_TOP), _FOR_BENDING),
+        np.zeros(len(_GROWING_RHOS)),
     ]
 )
 """What each noise is charged, whether there is a change or not, for all that it could explain."""
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=1)
 def whiteners(n: int) -> Float[np.ndarray, "noise measurement measurement"]:
     """Lower triangular matrices; what each makes of its noise is independent."""
     return np.stack(list(_each(n)))
@@ -53,6 +60,8 @@ def _each(n: int) -> Iterator[Float[np.ndarray, "measurement measurement"]]:
         yield _inverted((1 - share) * np.eye(n) + share * _WANDERS**apart)
     for share in _ON_TOP:
         yield _inverted(share * np.eye(n) + np.exp(-0.5 * (apart / _BENDS) ** 2))
+    for rho in _GROWING_RHOS:
+        yield _autoregressive(n, rho) * np.exp(-np.arange(n) / _GROWS)
 
 
 def _autoregressive(n: int, rho: float) -> Float[np.ndarray, "measurement measurement"]:

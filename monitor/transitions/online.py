@@ -27,9 +27,10 @@ evidence passes the threshold once more."""
 HELD_FOR = 10
 """A change that has held for so many measurements is confirmed without more evidence."""
 
-# score = level + slope log10(1 / alarms per 1,000 of one series) + few / measurements:
+# score = level + slope log10(1 / alarms per 1,000 of one series) + more log10(measurements), as the
+# more there are, the more changes are weighed; below `_FEW` they are weighed on little. See
 # `tests/benchmarks/online_transitions.py`, `calibration`.
-_LEVEL, _SLOPE, _FEW = 4.2, 0.8, 3.0
+_LEVEL, _SLOPE, _MORE, _FEW = 3.25, 0.8, 0.64, 24
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,11 +59,11 @@ class Event:
 def threshold(false_alarms_per_1000: float, measurements: int) -> float:
     """The score that one series without a transition passes so often, at most.
 
-    A straight line in the logarithm of the rate, and higher where there are few measurements. Above
-    1 per 1,000 it stays as it is, below 0.05 it is an extrapolation.
+    A straight line in the logarithms of the rate and of the measurements in the window. Above 1 per
+    1,000 and below 24 measurements it stays as it is; below 0.05 it is an extrapolation.
     """
     rarity = max(-math.log10(false_alarms_per_1000), 0.0)
-    return _LEVEL + _SLOPE * rarity + _FEW / measurements
+    return _LEVEL + _SLOPE * rarity + _MORE * math.log10(max(measurements, _FEW))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -99,15 +100,16 @@ class OnlineDetector:
 
     A run without a transition gives about `false_alarms_per_1000` provisional events in 1,000
     measurements at most, of all its series together, and fewer that are confirmed: simulated with
-    smooth trends, spikes, heavy tails, autocorrelations up to 0.9 and random walks. After a
-    confirmed change the past is forgotten: the next needs some measurements of its own before it.
+    smooth trends, spikes, heavy tails, autocorrelations up to 0.9, random walks with and without
+    noise on top, and noise that grows tenfold. After a confirmed change the past is forgotten: the
+    next needs some measurements of its own before it.
 
-    What fools it: noise that grows tenfold (3 alarms per 1,000), and a trend that bends within few
-    measurements and has little noise, which is what the beginning of a transition looks like. In
-    independent noise it finds nearly all of 5 standard deviations that take up to 5 measurements,
-    nine of ten that take 9, and a third of those that take 20, the others being trends. Noise that
-    remembers hides more: with an autocorrelation of 0.5 half of those that take 5 measurements are
-    missed, with 0.9 more, and among 20 series as many even without.
+    What fools it: a trend that bends within few measurements and has little noise, which is what
+    the beginning of a transition looks like. In independent noise it finds nearly all of 5 standard
+    deviations that take up to 9 measurements, half of them within 2 after the midpoint, and of
+    those that take 20 five of six (3 of 4 with heavy tails), the others being trends. Noise that
+    remembers hides more: with an autocorrelation of 0.5 a quarter of those that take 5 measurements
+    are missed, with 0.9 nearly half, and more where they take longer or are among 20 series.
 
     Example:
         >>> detector = OnlineDetector()
