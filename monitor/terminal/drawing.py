@@ -78,43 +78,37 @@ def plot(
 
     The scale at the left is that of all of them together. Where curves meet the first one is seen.
     """
-    drawn = [(i, _finite(line)) for i, line in enumerate(lines)]
-    drawn = [(i, line) for i, line in drawn if len(line.x)]
-    if not drawn:
+    curves = [
+        (finite, _COLOURS[i % len(_COLOURS)])
+        for i, line in enumerate(lines)
+        if len((finite := _finite(line)).x)
+    ]
+    if not curves:
         return [], None
-    below = None if null is None else _finite(null)
-    every = [line for _, line in drawn] + ([below] if below is not None and len(below.x) else [])
-    ends = min(line.x[0] for line in every), max(line.x[-1] for line in every)
-    low = min(min(line.y) for line in every)
-    high = max(max(line.y) for line in every)
-    high = high if high > low else low + 1.0
-    scale = [f"{high:.2f}", f"{low:.2f}"]
-    margin = max(map(len, scale))
-    names = max(len(line.name) for line in every)
-    across = max(2, width - margin - names - 3)
-
-    cells = [[(0, "")] * across for _ in range(height)]
-    for i, line in drawn:
-        colour = _COLOURS[i % len(_COLOURS)]
-        for column, top, bottom in _dots(line, ends, (low, high), 2 * across, 4 * height):
-            for row in range(top, bottom + 1):
-                dots, of = cells[row // 4][column // 2]
-                dot = _DOTS[column % 2][row % 4]
-                cells[row // 4][column // 2] = (dots | dot, of or colour)
-    if below is not None and len(below.x):
-        for column, top, _ in _dots(below, ends, (low, high), across, height):
-            if not cells[top][column][0]:
-                cells[top][column] = (-1, "dim")
-
-    labels = _placed(every, drawn, (low, high), height)
+    below = [] if null is None else [one for one in [_finite(null)] if len(one.x)]
+    every = [*curves, *((one, "dim") for one in below)]
+    ends = min(line.x[0] for line, _ in every), max(line.x[-1] for line, _ in every)
+    low, high = (limit(limit(line.y) for line, _ in every) for limit in (min, max))
+    scale = low, high if high > low else low + 1.0
+    ticks = {0: f"{scale[1]:.2f}", height - 1: f"{scale[0]:.2f}"}
+    margin = max(map(len, ticks.values()))
+    labels = _placed(every, scale, height)
+    names = max(sum(1 + len(name) for name, _ in row) for row in labels.values())
+    across = max(2, width - margin - names - 1)
+    cells = [[(" ", "")] * across for _ in range(height)]
+    for line in below:
+        for column, row, _ in _dots(line, ends, scale, across, height):
+            cells[row][column] = ("┈", "dim")
+    for place, (dots, style) in _drawn(curves, ends, scale, 2 * across, 4 * height).items():
+        cells[place[0]][place[1]] = (chr(_BRAILLE + dots), style)
     rows = []
     for number, marks in enumerate(cells):
-        tick = scale[0] if number == 0 else scale[1] if number == height - 1 else ""
-        text = Text(f"{tick:>{margin}} ", "dim")
-        for dots, style in marks:
-            text.append("┈" if dots < 0 else chr(_BRAILLE + dots) if dots else " ", style)
-        name, style = labels.get(number, ("", ""))
-        rows.append(text.append(f" {name:<{names}}", style))
+        text = Text().append(f"{ticks.get(number, ''):>{margin}} ", "dim")
+        for mark, style in marks:
+            text.append(mark, style)
+        for name, style in labels.get(number, ()):
+            text.append(f" {name}", style)
+        rows.append(text)
     return rows, ends
 
 
@@ -134,7 +128,7 @@ def head_map(
     if layers <= height and 2 * heads <= room:
         rows = []
         for layer, row in enumerate(values):
-            text = Text(f"{layer:>{margin - 1}} ", "dim")
+            text = Text().append(f"{layer:>{margin - 1}} ", "dim")
             for value in row:
                 style = _inked(value, null) if colour else ""
                 text.append(f" {_tenths(value)}", style)
@@ -144,7 +138,7 @@ def head_map(
     pooled = _pooled(values, down, right)
     rows = []
     for first in range(0, len(pooled), 2 if colour else 1):
-        text = Text(f"{first * down:>{margin - 1}} ", "dim")
+        text = Text().append(f"{first * down:>{margin - 1}} ", "dim")
         for column in range(pooled.shape[1]):
             top = pooled[first, column]
             if not colour:
@@ -169,7 +163,7 @@ def _dots(
     line: Line, ends: tuple[float, float], scale: tuple[float, float], columns: int, rows: int
 ) -> list[tuple[int, int, int]]:
     """Which rows a line goes through in every column that it reaches, counted from the top."""
-    places = np.linspace(ends[0], max(ends[1], math.nextafter(ends[0], math.inf)), columns)
+    places = np.linspace(ends[0], ends[1] if ends[1] > ends[0] else ends[0] + 1, columns)
     reached = np.flatnonzero((places >= line.x[0]) & (places <= line.x[-1]))
     if not len(reached):
         reached = np.array([int(np.abs(places - line.x[0]).argmin())])
@@ -184,20 +178,32 @@ def _dots(
     return dots
 
 
-def _placed(
-    every: Sequence[Line],
-    drawn: Sequence[tuple[int, Line]],
+def _drawn(
+    curves: Sequence[tuple[Line, str]],
+    ends: tuple[float, float],
     scale: tuple[float, float],
-    height: int,
-) -> dict[int, tuple[str, str]]:
-    """The names by row: each where its line ends, or in the nearest row that is free."""
-    labels: dict[int, tuple[str, str]] = {}
-    for at, line in enumerate(every):
-        style = _COLOURS[drawn[at][0] % len(_COLOURS)] if at < len(drawn) else "dim"
-        wanted = round((scale[1] - line.y[-1]) / (scale[1] - scale[0]) * (height - 1))
-        free = sorted(set(range(height)) - set(labels), key=lambda row: abs(row - wanted))
-        if free:
-            labels[free[0]] = (line.name, style)
+    columns: int,
+    rows: int,
+) -> dict[tuple[int, int], tuple[int, str]]:
+    """The dots in each character [row, column] that a curve goes through, and its style."""
+    cells: dict[tuple[int, int], tuple[int, str]] = {}
+    for line, style in curves:
+        for column, top, bottom in _dots(line, ends, scale, columns, rows):
+            for row in range(top, bottom + 1):
+                dots, first = cells.get((row // 4, column // 2), (0, style))
+                dot = _DOTS[column % 2][row % 4]
+                cells[row // 4, column // 2] = (dots | dot, first)
+    return cells
+
+
+def _placed(
+    every: Sequence[tuple[Line, str]], scale: tuple[float, float], height: int
+) -> dict[int, list[tuple[str, str]]]:
+    """The names, each in the row in which its line ends, and their styles."""
+    labels: dict[int, list[tuple[str, str]]] = {}
+    for line, style in every:
+        row = round((scale[1] - line.y[-1]) / (scale[1] - scale[0]) * (height - 1))
+        labels.setdefault(row, []).append((line.name, style))
     return labels
 
 

@@ -46,6 +46,18 @@ _PLACES = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Said:
+    """What was said of a transition at `step`; `of` tells it from others."""
+
+    of: tuple[str, float]
+    step: int
+    text: str
+
+    def __str__(self) -> str:
+        return f"step {self.step:,}  {self.text}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Essentials:
     """What there is to show of one run.
 
@@ -54,7 +66,7 @@ class Essentials:
         numbers: with their nulls and intervals.
         best: the best induction heads, the best first, along the axis, and `null`, theirs.
         heads: prefix matching [layer, head] at the last measurement, NaN where it is not known.
-        said: of transitions, a line each, the last said first.
+        said: of transitions, the last first.
         concepts: which of them are told above chance; `circuit`: what is claimed of it.
         unclear: what cannot be interpreted, and why.
         measured: seconds that measuring took, of so many `elapsed`, when that was last written.
@@ -66,7 +78,7 @@ class Essentials:
     null: Line | None
     axis: Axis
     heads: np.ndarray[Any, Any] | None
-    said: Sequence[str]
+    said: Sequence[Said]
     concepts: str
     circuit: str
     unclear: Sequence[str]
@@ -252,9 +264,10 @@ def _map(heads: pd.DataFrame) -> np.ndarray[Any, Any] | None:
     return found
 
 
-def _said(rows: Sequence[Mapping[str, Any]], steps: Sequence[int]) -> Iterator[str]:
+def _said(rows: Sequence[Mapping[str, Any]], steps: Sequence[int]) -> Iterator[Said]:
     for row in reversed(rows):
-        yield f"step {row['step']:,}  {said(row)}{_interval(row, steps)}"
+        of = plain(row["series"]), row["detected_at"]
+        yield Said(of=of, step=row["step"], text=f"{said(row)}{_interval(row, steps)}")
 
 
 def _interval(row: Mapping[str, Any], steps: Sequence[int]) -> str:

@@ -75,13 +75,15 @@ def half_width(row: Row, field: str) -> float:
 
 def numbers_table(numbers: Sequence[Number], width: int) -> Table:
     """One line a number, with a sparkline of at most `width` characters."""
+    nulls = ["" if math.isnan(one.null) else f"{one.null:.2f}" for one in numbers]
     table = Table(box=None, expand=True, padding=(0, 1))
+    # Where it is narrow names are cut, and numbers are not.
     table.add_column("", no_wrap=True)
-    table.add_column("now ± 95%", justify="right", no_wrap=True)
-    table.add_column("null", justify="right", no_wrap=True)
+    for heading, cells in (("now ± 95%", [one.interval for one in numbers]), ("null", nulls)):
+        least = max(map(len, [heading, *cells]))
+        table.add_column(heading, justify="right", no_wrap=True, min_width=least)
     table.add_column("since the start", width=width, no_wrap=True)
-    for one in numbers:
-        null = "" if math.isnan(one.null) else f"{one.null:.2f}"
+    for one, null in zip(numbers, nulls, strict=True):
         beside = Text(one.why, "dim") if one.why else Text(sparkline(one.history, width), "cyan")
         table.add_row(Text(one.name), Text(one.interval, "bold"), Text(null, "dim"), beside)
     return table

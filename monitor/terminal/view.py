@@ -11,6 +11,7 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
+from monitor.across.printed import count
 from monitor.terminal.drawing import head_map, plot
 from monitor.terminal.essentials import Essentials
 from monitor.terminal.saying import numbers_table, plain
@@ -58,8 +59,11 @@ class View:
         foot += [Text(_FOOT, "dim")] if self.screen else []
         if self.seen is None:
             title = Text(f"phasewatch watch · {plain(self.root)}", _TITLE)
-            return [title, Text(f"{plain(self.waiting)}\nwaiting …"), *foot]
+            return [title, Text("waiting …", "dim"), Text(plain(self.waiting)), *foot]
         seen = self.seen
+        # What was said of each transition last: that it was provisional before need not be seen.
+        last = list({one.of: one for one in reversed(seen.said)}.values())
+        last.sort(key=lambda one: one.step, reverse=True)
         head += [_title(seen, plain(self.root)), _where(seen, self.now)]
         head += [_others(self.others)] if self.others else []
         numbers = numbers_table(seen.numbers, max(8, min(64, width - 56)))
@@ -74,17 +78,17 @@ class View:
             room = rows - taken
             told = _cropped(told, max(2, room - _LEAST_PLOT - _LEAST_SAID))
             room -= len(told)
-            said = max(_LEAST_SAID, min(len(seen.said), _MOST_SAID, room - _LEAST_PLOT, room // 2))
-            height = min(_MOST_PLOT, room - min(said, max(1, len(seen.said))))
+            said = max(_LEAST_SAID, min(len(last), _MOST_SAID, room - _LEAST_PLOT, room // 2))
+            height = min(_MOST_PLOT, room - min(said, max(1, len(last))))
         else:
-            said, height = len(seen.said), _MOST_PLOT
+            said, height = len(last), _MOST_PLOT
         return [
             *head,
             numbers,
             *([_figures(seen, width, height, colour=colour)] if height >= _LEAST_PLOT else []),
-            Text("transitions, as they were said", _TITLE),
-            *(Text(f"  {line}", _style(line)) for line in seen.said[:said]),
-            *([] if seen.said else [Text("  none yet", "dim")]),
+            Text("transitions, and when that was said", _TITLE),
+            *(Text(f"  {one}", _style(one.text)) for one in last[:said]),
+            *([] if last else [Text("  none yet", "dim")]),
             *told,
             *foot,
         ]
@@ -99,36 +103,30 @@ def _title(seen: Essentials, root: str) -> Text:
 def _where(seen: Essentials, now: float) -> Text:
     about = seen.about
     parts = [] if about["last_step"] is None else [f"step {about['last_step']:,}"]
-    parts += [] if about["tokens"] is None else [f"{about['tokens']:,} tokens"]
+    parts += [] if about["tokens"] is None else [f"{count(about['tokens'])} tokens"]
     parts += [f"{about['measurements']:,} measurements"]
     if about["time"] is not None:
         ago = now - datetime.fromisoformat(about["time"]).timestamp()
-        parts.append(f"the last {duration(ago)} ago")
+        parts.append(f"last {duration(ago)} ago")
     if seen.elapsed > 0:
-        share = seen.measured / seen.elapsed
-        parts.append(f"measuring took {share:.1%} of {duration(seen.elapsed)}")
+        parts.append(f"cost {seen.measured / seen.elapsed:.1%}")
     return Text(" · ".join(parts))
 
 
 def duration(seconds: float) -> str:
-    """A time that has passed, in its largest units.
+    """A time that has passed, in whole units, down to the largest of which there are two.
 
     >>> [duration(seconds) for seconds in (-1, 12.6, 125, 7_260, 200_000)]
-    ['0 s', '13 s', '2 min 5 s', '2 h 1 min', '2 d 7 h']
+    ['0 s', '13 s', '2 min', '2 h', '2 d']
     """
-    whole = max(0, round(seconds))
-    for unit, size, smaller, part in (
-        ("d", 86_400, "h", 3_600),
-        ("h", 3_600, "min", 60),
-        ("min", 60, "s", 1),
-    ):
-        if whole >= size:
-            return f"{whole // size} {unit} {whole % size // part} {smaller}"
-    return f"{whole} s"
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds // size:.0f} {unit}"
+    return f"{max(0, seconds):.0f} s"
 
 
 def _others(others: Sequence[Mapping[str, Any]]) -> Text:
-    told = [f"{plain(one['run'])} ({one['state']}, step {one['last_step']})" for one in others]
+    told = [f"{plain(one['run'])} ({one['state']})" for one in others]
     return _named(f"{len(told)} more", ", ".join(told))
 
 

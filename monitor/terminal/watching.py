@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import io
 import logging
 import signal
 import sys
@@ -92,6 +93,9 @@ def watch(root: Path, *, run: str | None, once: bool, axis: Axis, console: Conso
     there is no run to show.
     """
     watching = Watching(root, run=run, axis=axis)
+    if isinstance(console.file, io.TextIOWrapper):
+        # Of what cannot be written where nothing but ASCII can, the numbers are left.
+        console.file.reconfigure(errors="replace")
     if once:
         seen, others = watching.look()
         if seen is None:
@@ -161,8 +165,8 @@ def _print_new(console: Console, before: Essentials, now: Essentials) -> None:
         shown = "   ".join(map(str, now.numbers))
         step = f"step {now.about['last_step']:5d}"
         console.print(f"{step}   {shown}", soft_wrap=True, markup=False)
-    for line in reversed(now.said[: max(0, len(now.said) - len(before.said))]):
-        console.print(line, soft_wrap=True, markup=False)
+    for one in reversed(now.said[: max(0, len(now.said) - len(before.said))]):
+        console.print(str(one), soft_wrap=True, markup=False)
     if now.about["state"] != before.about["state"]:
         console.print(f"{now.about['run']} is {now.about['state']}", soft_wrap=True, markup=False)
 
