@@ -1,0 +1,376 @@
+"""Panels of Grafana, made from declarations. Needs the extra `dev`: the SDK builds what is shipped,
+and is not needed to use it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from grafana_foundation_sdk.builders import bargauge, common, prometheus, stat, table, timeseries
+from grafana_foundation_sdk.builders import dashboard as builders
+from grafana_foundation_sdk.builders import statetimeline as timeline
+from grafana_foundation_sdk.builders import trend as trends
+from grafana_foundation_sdk.cog.variants import Dataquery
+from grafana_foundation_sdk.models import common as options
+from grafana_foundation_sdk.models import dashboard as models
+from grafana_foundation_sdk.models.common import DataSourceRef
+
+from dashboards import queries
+from dashboards.queries import Asked, Query
+from monitor.record import Field, ProbeSpec
+
+PROMETHEUS = DataSourceRef(type_val="prometheus", uid="${prometheus}")
+INFINITY = DataSourceRef(type_val="yesoreyeram-infinity-datasource", uid="${infinity}")
+
+# Where a run can be seen along its steps, and points be picked.
+LIVE_PAGE = "${service}/?run=${run}"
+
+# Of layer N it is the colour N modulo 8: each differs from the others for most who do not see all
+# colours, and stands out from Grafana's dark and light backgrounds by 3 to 1 at least.
+LAYERS = (
+    "#0072B2",
+    "#D55E00",
+    "#00875F",
+    "#C0529A",
+    "#7A6BD1",
+    "#A6761D",
+    "#2E8FBF",
+    "#D6336C",
+)
+_MOST_LAYERS = 128
+_GREY = "#808080"
+# Below the null and above it; neither is good or bad by itself.
+BELOW, ABOVE = "#9D7660", "#3B7DD8"
+
+_UNITS = {"": "none", "seconds": "s"}
+
+Built = builders.cogbuilder.Builder[models.Panel]
+_Config = models.DynamicConfigValue
+
+
+class _Infinity(Dataquery):
+    """A query of the Infinity plugin, which the SDK does not know."""
+
+    def __init__(self, asked: Asked, ref: str) -> None:
+        self._asked, self._ref = asked, ref
+
+    def build(self) -> _Infinity:
+        return self
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "refId": self._ref,
+            "datasource": INFINITY,
+            "type": "json",
+            "source": "url",
+            "parser": "backend",
+            "format": "table",
+            # Below the address of the data source.
+            "url": self._asked.path,
+            "url_options": {"method": "GET", "data": ""},
+            "root_selector": "",
+            "columns": [
+                {"selector": selector, "text": name, "type": kind}
+                for name, (selector, kind) in self._asked.columns.items()
+            ],
+            "filters": [],
+        }
+
+
+def infinity(asked: Asked, ref: str = "A") -> Any:
+    """A query of the service, for a panel or an annotation."""
+    return _Infinity(asked, ref)
+
+
+def unit_of(field: Field) -> str:
+    """The unit of a field as Grafana names it: where it knows none it is written after the value.
+
+    >>> unit_of(Field(name="loss", help="A loss.", unit="nats"))
+    'suffix: nats'
+    """
+    return _UNITS.get(field.unit, f"suffix: {field.unit}")
+
+
+def description_of(spec: ProbeSpec, field: Field, drawn: str) -> str:
+    """What a panel says of its number: what it is, its null, what fools it, and from which paper."""
+    parts = (
+        field.help,
+        f"**Null:** {field.null}." if field.null else "",
+        f"**Fooled by:** {field.fooled_by}" if field.fooled_by else "",
+        f"**Source:** {spec.source}.",
+        f"**Drawn:** {drawn}",
+    )
+    return "\n\n".join(part for part in parts if part)
+
+
+def over_time(spec: ProbeSpec, field: Field) -> Built:
+    """A field with its interval and its null, as it was scraped."""
+    asked = queries.of_field(spec, field)
+    rows = f"; of the {queries.MOST} rows that reached most" if "topk(" in asked[0].expr else ""
+    drawn = _drawn(asked) + rows + "."
+    panel = _lines(_words(field.name), description_of(spec, field, drawn), field)
+    _ask(panel, asked)
+    _style(panel, asked, layers=any(dim.name == "layer" for dim in spec.dims))
+    if not spec.dims:
+        _fill(panel, "H", "low")
+    return _linked(panel)
+
+
+def layers(spec: ProbeSpec, field: Field) -> Built:
+    """The best head and the mean of each layer."""
+    drawn = "thick the best head of each layer, thin the mean of its heads, dashed the null."
+    asked = queries.by_layer(spec, field)
+    title = f"{_words(field.name)} by layer"
+    panel = _lines(title, description_of(spec, field, drawn), field)
+    _ask(panel, asked)
+    _style(panel, asked, layers=True)
+    panel.override_by_query("B", [_Config(id_val="custom.lineWidth", value=1)])
+    return _linked(panel)
+
+
+def of_runs(spec: ProbeSpec, field: Field) -> Built:
+    """The best head of each of several runs."""
+    asked = queries.best_of_runs(spec, field)
+    drawn = "solid the best head of each run, dashed the highest null of its heads."
+    title = f"best {_words(field.name)} by run"
+    panel = _lines(title, description_of(spec, field, drawn), field)
+    _ask(panel, asked)
+    _style(panel, asked, layers=False)
+    return panel
+
+
+def plain(title: str, description: str, unit: str, asked: Sequence[Query]) -> Any:
+    """Lines over time of what no probe declares."""
+    panel = _lines(title, description, None).unit(unit)
+    _ask(panel, asked)
+    return panel
+
+
+def number(title: str, description: str, unit: str, asked: Query) -> Any:
+    """One number: the latest."""
+    panel = stat.Panel().title(title).description(description).unit(unit).datasource(PROMETHEUS)
+    panel.color_mode(options.BigValueColorMode.NONE).graph_mode(options.BigValueGraphMode.NONE)
+    panel.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
+    _ask(panel, [asked])
+    return panel
+
+
+def beyond_null(spec: ProbeSpec) -> Built:
+    """By how much each field is beyond its null now, coloured there."""
+    asked = queries.beyond_null(spec)
+    panel = bargauge.Panel().title("Beyond the null, now").datasource(PROMETHEUS)
+    panel.description(
+        f"{spec.help} Each number minus its null, of the row that is farthest above it; the colour "
+        f"changes at the null, which is 0 here. **Fooled by:** noise, and the choice of the best of "
+        f"many rows: look at the interval. **Source:** {spec.source}."
+    )
+    steps = [models.Threshold(color=BELOW), models.Threshold(value=0, color=ABOVE)]
+    panel.thresholds(builders.ThresholdsConfig().steps(steps)).unit("none").decimals(3)
+    panel.color_scheme(_colour(models.FieldColorModeId.THRESHOLDS))
+    panel.orientation(options.VizOrientation.HORIZONTAL)
+    panel.display_mode(options.BarGaugeDisplayMode.BASIC)
+    panel.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
+    _ask(panel, asked)
+    for query in asked:
+        if (unit := unit_of(spec.field(query.ref))) != "none":
+            panel.override_by_query(query.ref, [_Config(id_val="unit", value=unit)])
+    return panel
+
+
+def not_interpretable(spec: ProbeSpec) -> Built:
+    """How many rows of a table cannot be interpreted now."""
+    return number(
+        "Rows that cannot be interpreted",
+        f"Rows of {spec.name} whose validity is not ok at the latest measurement: they are not "
+        f"shown. The table says why. **Fooled by:** nothing. **Source:** {spec.source}.",
+        "short",
+        queries.not_interpretable(spec),
+    )
+
+
+def trend(spec: ProbeSpec, field: Field) -> Built:
+    """A field along the steps of one attempt, from what was scraped.
+
+    Trend draws nothing where steps repeat or fall. They do repeat, as a page is scraped several times
+    before the next measurement: of what was scraped at one step the last is taken.
+    """
+    asked = queries.along_steps(spec, field)
+    names = [query.legend for query in asked[1:]]
+    drawn = _drawn(asked) + "; one attempt of the run, by step."
+    title = f"{_words(field.name)} by step"
+    panel = _along(title, description_of(spec, field, drawn), field, x="step")
+    panel.datasource(PROMETHEUS)
+    _ask(panel, asked)
+    taken = {name: {"aggregations": ["lastNotNull"], "operation": "aggregate"} for name in names}
+    of_steps = {"step": {"aggregations": [], "operation": "groupby"}} | taken
+    panel.transformations(
+        [
+            _transformer("joinByField", byField="Time", mode="outer"),
+            _transformer("groupBy", fields=of_steps),
+            _transformer("sortBy", fields={}, sort=[{"field": "step", "desc": False}]),
+            _transformer("renameByRegex", regex="(.*) \\(lastNotNull\\)", renamePattern="$1"),
+        ]
+    )
+    for query in asked[1:]:
+        if properties := _STYLES.get(query.ref):
+            panel.override_by_name(query.legend, list(properties))
+    panel.override_by_name("high", [*_HIDDEN_BAND, _Config(id_val="custom.fillBelowTo", value="low")])
+    panel.override_by_name("low", list(_HIDDEN_BAND))
+    return _linked(panel)
+
+
+def stored(title: str, spec: ProbeSpec, field: Field, asked: Asked, by: str) -> Built:
+    """A field along the steps as it is stored, from the service; one line for each `by`."""
+    drawn = f"as stored, by step; one line for each {by}. Prometheus need not have scraped it."
+    panel = _along(title, description_of(spec, field, drawn), field, x=f"step\\{by}")
+    panel.datasource(INFINITY).with_target(infinity(asked))
+    panel.transformations(
+        [
+            _transformer(
+                "groupingToMatrix",
+                columnField=by,
+                rowField="step",
+                valueField="value",
+                emptyValue="null",
+            ),
+            _transformer("sortBy", fields={}, sort=[{"field": f"step\\{by}", "desc": False}]),
+            _transformer("renameByRegex", regex="^(-?\\d+)$", renamePattern=f"{by} $1"),
+        ]
+    )
+    if by == "layer":
+        _colour_layers(panel)
+    return _linked(panel)
+
+
+def rows(title: str, description: str, asked: Asked | Query) -> Any:
+    """A table, of the service or of the latest values."""
+    panel = table.Panel().title(title).description(description).unit("none")
+    if isinstance(asked, Asked):
+        return panel.datasource(INFINITY).with_target(infinity(asked))
+    panel.datasource(PROMETHEUS)
+    query = _promql(asked).format(prometheus.prometheus.PromQueryFormat.TABLE)
+    return panel.with_target(query)
+
+
+def states(title: str, description: str, asked: Query, meanings: dict[str, tuple[str, str]]) -> Any:
+    """When something was in which state: `meanings` of its values, with colours."""
+    panel = timeline.Panel().title(title).description(description).unit("none")
+    mapped = {
+        value: models.ValueMappingResult(text=text, color=colour, index=index)
+        for index, (value, (text, colour)) in enumerate(meanings.items())
+    }
+    panel.datasource(PROMETHEUS).mappings([models.ValueMap(options=mapped)])
+    panel.color_scheme(_colour(models.FieldColorModeId.THRESHOLDS))
+    _ask(panel, [asked])
+    return panel
+
+
+_DOTTED = {"fill": "dash", "dash": [2, 6]}
+_HIDDEN_BAND = (
+    _Config(id_val="custom.lineWidth", value=0),
+    _Config(id_val="custom.fillOpacity", value=18),
+    _Config(id_val="custom.hideFrom", value={"legend": True, "tooltip": False, "viz": False}),
+)
+_AROUND = (
+    _Config(id_val="custom.lineWidth", value=1),
+    _Config(id_val="custom.lineStyle", value=_DOTTED),
+    _Config(id_val="custom.hideFrom", value={"legend": True, "tooltip": False, "viz": False}),
+)
+_STYLES = {
+    "L": _AROUND,
+    "H": _AROUND,
+    "N": (
+        _Config(id_val="custom.lineWidth", value=1),
+        _Config(id_val="custom.lineStyle", value={"fill": "dash", "dash": [10, 6]}),
+    ),
+    "M": _AROUND,
+    "P": _AROUND,
+}
+
+
+def _lines(title: str, description: str, field: Field | None) -> Any:
+    panel = timeseries.Panel().title(title).description(description).datasource(PROMETHEUS)
+    return _drawn_as_lines(panel, field)
+
+
+def _along(title: str, description: str, field: Field, *, x: str) -> Any:
+    panel = trends.Panel().title(title).description(description).x_field(x)
+    panel.override_by_name(x, [_Config(id_val="unit", value="suffix: steps")])
+    return _drawn_as_lines(panel, field)
+
+
+def _drawn_as_lines(panel: Any, field: Field | None) -> Any:
+    panel.line_width(2).show_points(options.VisibilityMode.AUTO).fill_opacity(0)
+    panel.color_scheme(_colour(models.FieldColorModeId.PALETTE_CLASSIC_BY_NAME))
+    panel.legend(
+        common.VizLegendOptions()
+        .display_mode(options.LegendDisplayMode.LIST)
+        .placement(options.LegendPlacement.BOTTOM)
+        .show_legend(True)
+    )
+    panel.tooltip(common.VizTooltipOptions().mode(options.TooltipDisplayMode.MULTI))
+    if field is not None:
+        panel.unit(unit_of(field))
+        if field.low is not None:
+            panel.axis_soft_min(field.low)
+    return panel
+
+
+def _style(panel: Any, asked: Sequence[Query], *, layers: bool) -> None:
+    for query in asked:
+        if properties := _STYLES.get(query.ref):
+            panel.override_by_query(query.ref, list(properties))
+    if layers:
+        _colour_layers(panel)
+
+
+def _fill(panel: Any, upper: str, to: str) -> None:
+    """Fills from the upper end of an interval, a query, down to the lower one, a series."""
+    fill = [*_HIDDEN_BAND, _Config(id_val="custom.fillBelowTo", value=to)]
+    panel.override_by_query(upper, fill)
+    panel.override_by_name(to, list(_HIDDEN_BAND))
+
+
+def _colour_layers(panel: Any) -> None:
+    for index, colour in enumerate(LAYERS):
+        numbers = "|".join(map(str, range(index, _MOST_LAYERS, len(LAYERS))))
+        fixed = {"mode": "fixed", "fixedColor": colour}
+        panel.override_by_regexp(f"/\\blayer ({numbers})\\b/", [_Config(id_val="color", value=fixed)])
+    embedded = {"mode": "fixed", "fixedColor": _GREY}
+    panel.override_by_regexp("/\\blayer -1\\b/", [_Config(id_val="color", value=embedded)])
+
+
+def _colour(mode: models.FieldColorModeId) -> builders.FieldColor:
+    return builders.FieldColor().mode(mode)
+
+
+def _transformer(name: str, **given: object) -> models.DataTransformerConfig:
+    return models.DataTransformerConfig(id_val=name, options=given)
+
+
+def _ask(panel: Any, asked: Sequence[Query]) -> None:
+    for query in asked:
+        panel.with_target(_promql(query))
+
+
+def _promql(query: Query) -> prometheus.Dataquery:
+    built = prometheus.Dataquery().expr(query.expr).ref_id(query.ref).datasource(PROMETHEUS)
+    built.legend_format(query.legend).editor_mode(prometheus.prometheus.QueryEditorMode.CODE)
+    return built.instant() if query.latest else built.range()
+
+
+def _drawn(asked: Sequence[Query]) -> str:
+    refs = {query.ref for query in asked}
+    parts = {"N": "dashed the null", "L": "dotted or shaded the interval", "M": "dotted the null's"}
+    return ", ".join(["solid the value", *(text for ref, text in parts.items() if ref in refs)])
+
+
+def _linked(panel: Any) -> Built:
+    link = builders.DashboardLink("By step, on the live page").url(LIVE_PAGE).target_blank(True)
+    built: Built = panel.links([link.type(models.DashboardLinkType.LINK)])
+    return built
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
