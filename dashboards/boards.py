@@ -116,8 +116,12 @@ def _overview() -> Iterator[Row]:
     def latest(metric: str) -> Query:
         return Query(ref="A", expr=f"max({metric}{{{RUN}}})", legend="", latest=True)
 
-    best = Query(ref="A", expr=f"run:phasewatch_induction_beyond_null:max{{{RUN}}}", legend="best head")
-    score = Query(ref="A", expr=f"run:phasewatch_in_context_score_nats:max{{{RUN}}}", legend="score")
+    best = Query(
+        ref="A", expr=f"run:phasewatch_induction_beyond_null:max{{{RUN}}}", legend="best head"
+    )
+    score = Query(
+        ref="A", expr=f"run:phasewatch_in_context_score_nats:max{{{RUN}}}", legend="score"
+    )
     ages = f"time() - max(phasewatch_last_measurement_timestamp_seconds{{{RUN}}})"
     numbers = (
         ("Step", "Training step of the latest measurement.", "none", latest("phasewatch_step")),
@@ -228,8 +232,8 @@ def _transitions() -> Iterator[Row]:
     )
     state = Query(
         ref="A",
-        expr="max by (series) (phasewatch_transitions_provisional{run=\"$run\"}"
-        " + 2 * phasewatch_transitions_confirmed{run=\"$run\"})",
+        expr='max by (series) (phasewatch_transitions_provisional{run="$run"}'
+        ' + 2 * phasewatch_transitions_confirmed{run="$run"})',
         legend="{{series}}",
     )
     timeline = panels.states(
@@ -266,7 +270,9 @@ def _compare() -> Iterator[Row]:
                 asked = queries.series(name, field.name, by="run", runs=["$run", "$other"])
                 title = f"{field.name.replace('_', ' ')} of two runs, by step"
                 sized.append((panels.stored(title, spec, field, asked, "run"), _THIRD))
-            yield Row(f"{name.replace('_', ' ').capitalize()} of two runs by step, as stored", sized)
+            yield Row(
+                f"{name.replace('_', ' ').capitalize()} of two runs by step, as stored", sized
+            )
 
 
 def _health() -> Iterator[Row]:
@@ -275,7 +281,15 @@ def _health() -> Iterator[Row]:
         return panels.plain(title, told, unit, [asked]), (12, 8)
 
     names = ("run", "state", "first_step", "last_step", "tokens", "time", "measurements")
-    numbers = {"first_step", "last_step", "tokens", "measurements", "attempts", "seed", "parameters"}
+    numbers = {
+        "first_step",
+        "last_step",
+        "tokens",
+        "measurements",
+        "attempts",
+        "seed",
+        "parameters",
+    }
     runs = panels.rows(
         "Runs",
         "Every run under the folder of the service: running until nothing was written for five of "
@@ -295,7 +309,10 @@ def _health() -> Iterator[Row]:
         "Runs and alerts",
         [
             (runs, (12, 8)),
-            (panels.rows("Alerts", "Alerts that are pending or firing, of all runs.", alerts), (12, 8)),
+            (
+                panels.rows("Alerts", "Alerts that are pending or firing, of all runs.", alerts),
+                (12, 8),
+            ),
         ],
         closed=False,
     )

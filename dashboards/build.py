@@ -45,6 +45,9 @@ def _page(board: Board) -> str:
     used = shown + json.dumps([mark.build() for mark in marks], cls=JSONEncoder)
     made.variables(variables(used + panels.LIVE_PAGE))
     built = made.build()
+    for variable in built.templating.list_val or ():
+        # Of variables that are intervals alone; the schema has them of no others.
+        variable.auto = variable.auto_min = variable.auto_count = None
     built.panels = list(_laid_out(rows))
     return json.dumps(built, cls=JSONEncoder, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 

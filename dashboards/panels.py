@@ -215,7 +215,9 @@ def trend(spec: ProbeSpec, field: Field) -> Built:
     for query in asked[1:]:
         if properties := _STYLES.get(query.ref):
             panel.override_by_name(query.legend, list(properties))
-    panel.override_by_name("high", [*_HIDDEN_BAND, _Config(id_val="custom.fillBelowTo", value="low")])
+    panel.override_by_name(
+        "high", [*_HIDDEN_BAND, _Config(id_val="custom.fillBelowTo", value="low")]
+    )
     panel.override_by_name("low", list(_HIDDEN_BAND))
     return _linked(panel)
 
@@ -336,7 +338,9 @@ def _colour_layers(panel: Any) -> None:
     for index, colour in enumerate(LAYERS):
         numbers = "|".join(map(str, range(index, _MOST_LAYERS, len(LAYERS))))
         fixed = {"mode": "fixed", "fixedColor": colour}
-        panel.override_by_regexp(f"/\\blayer ({numbers})\\b/", [_Config(id_val="color", value=fixed)])
+        panel.override_by_regexp(
+            f"/\\blayer ({numbers})\\b/", [_Config(id_val="color", value=fixed)]
+        )
     embedded = {"mode": "fixed", "fixedColor": _GREY}
     panel.override_by_regexp("/\\blayer -1\\b/", [_Config(id_val="color", value=embedded)])
 

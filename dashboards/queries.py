@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import urllib.parse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -140,12 +139,6 @@ def series(table: str, field: str, *, by: str, runs: Sequence[str], **dims: str)
             "value": ("value", "number"),
         },
     )
-
-
-def metrics_in(expr: str) -> set[str]:
-    """The names of the metrics and recorded series of an expression."""
-    outside = re.sub(r'"[^"]*"', "", expr)
-    return set(re.findall(r"\b(?:\w+:)?phasewatch_[\w:]+", outside))
 
 
 def _with_uncertainty(

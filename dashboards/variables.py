@@ -95,7 +95,9 @@ def _variables() -> dict[str, _Variable]:
         .all_value(".*")
         .sort(models.VariableSort.NUMERICAL_ASC)
         .current(models.VariableOption(text=["All"], value=["$__all"])),
-        "one": _labels("one", "Layer by step", 'phasewatch_induction_entropy_nats{run="$run"}, layer')
+        "one": _labels(
+            "one", "Layer by step", 'phasewatch_induction_entropy_nats{run="$run"}, layer'
+        )
         .sort(models.VariableSort.NUMERICAL_ASC)
         .description("By step the heads of one layer are drawn."),
         "band": builders.CustomVariable("band")

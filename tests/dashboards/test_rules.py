@@ -12,7 +12,7 @@ import yaml
 from dashboards import ALERTMANAGER_CONFIG, PROMETHEUS_CONFIG, RULES
 from monitor.detection.table import BROKEN
 from monitor.detection.table import SPEC as TRANSITIONS
-from monitor.probes import PROBES
+from monitor.probes import OPTIONAL, PROBES
 from tests.monitor.sinks.fabricated import measurement
 from tests.programs import program
 from tests.recorded import page
@@ -32,7 +32,7 @@ def run(*command) -> str:
 
 def declared(make) -> set[str]:
     """The names of all metrics there can be, without their rows."""
-    specs = [*(probe.spec for probe in PROBES), TRANSITIONS]
+    specs = [*(probe.spec for probe in (*PROBES, *OPTIONAL)), TRANSITIONS]
     names = {f"phasewatch_{spec.name}_not_interpretable" for spec in specs}
     for spec in specs:
         for field in spec.fields:
