@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from grafana_foundation_sdk.builders import dashboard as builders
+from grafana_foundation_sdk.cog.builder import Builder
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models import dashboard as models
 
 from dashboards import boards, panels
-from dashboards.boards import Board, Row
-from dashboards.variables import annotations, variables
+from dashboards.boards import Board
+from dashboards.rows import Row
+from dashboards.variables import marks, variables
 
 FOLDER = Path(__file__).with_name("grafana")
 
@@ -27,8 +28,8 @@ def pages() -> dict[str, str]:
 
 
 def _page(board: Board) -> str:
-    rows = [_Placed(row) for row in board.rows()]
-    shown = json.dumps([row.panels for row in rows], cls=JSONEncoder)
+    rows = [(row, [panel.build() for panel in row.panels]) for row in board.rows()]
+    shown = json.dumps([made for _, made in rows], cls=JSONEncoder)
     made = (
         builders.Dashboard(f"phasewatch: {board.title}")
         .uid(f"phasewatch-{board.name}")
@@ -40,9 +41,9 @@ def _page(board: Board) -> str:
         .tooltip(models.DashboardCursorSync.CROSSHAIR)
         .links(_links())
     )
-    marks = annotations() if "timeseries" in shown else []
-    made.annotations(marks)
-    used = shown + json.dumps([mark.build() for mark in marks], cls=JSONEncoder)
+    marked = marks() if "timeseries" in shown else []
+    made.annotations(marked)
+    used = shown + json.dumps([mark.build() for mark in marked], cls=JSONEncoder)
     made.variables(variables(used + panels.LIVE_PAGE))
     built = made.build()
     for variable in built.templating.list_val or ():
@@ -52,7 +53,7 @@ def _page(board: Board) -> str:
     return json.dumps(built, cls=JSONEncoder, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
-def _links() -> list[builders.DashboardLink]:
+def _links() -> list[Builder[models.DashboardLink]]:
     others = builders.DashboardLink("Dashboards").tags([_TAG]).as_dropdown(True)
     live = builders.DashboardLink("Live page").url(panels.LIVE_PAGE).target_blank(True)
     return [
@@ -61,40 +62,30 @@ def _links() -> list[builders.DashboardLink]:
     ]
 
 
-@dataclass(slots=True)
-class _Placed:
-    """A row with its panels built."""
-
-    row: Row
-    panels: list[models.Panel]
-
-    def __init__(self, row: Row) -> None:
-        self.row = row
-        self.panels = [panel.build() for panel in row.panels]
-
-
-def _laid_out(rows: Sequence[_Placed]) -> Iterator[models.Panel | models.RowPanel]:
+def _laid_out(
+    rows: Sequence[tuple[Row, list[models.Panel]]],
+) -> Iterator[models.Panel | models.RowPanel]:
     """The panels of each row from left to right, as many beside each other as fit, with places that
     hold when every row is open; of a closed row the panels are in the row.
     """
     y, identity = 0, 1
-    for placed in rows:
-        head = models.RowPanel(title=placed.row.title, collapsed=placed.row.closed, id_val=identity)
+    for row, made in rows:
+        head = models.RowPanel(title=row.title, collapsed=row.closed, id_val=identity)
         head.grid_pos = models.GridPos(h=1, w=_COLUMNS, x=0, y=y)
         y, x, identity, tallest = y + 1, 0, identity + 1, 0
-        for panel, (width, height) in zip(placed.panels, placed.row.sizes, strict=True):
+        for panel, (width, height) in zip(made, row.sizes, strict=True):
             if x + width > _COLUMNS:
                 x, y, tallest = 0, y + tallest, 0
             panel.grid_pos = models.GridPos(h=height, w=width, x=x, y=y)
             panel.id_val = identity
             x, identity, tallest = x + width, identity + 1, max(tallest, height)
         y += tallest
-        if placed.row.closed:
-            head.panels = placed.panels
+        if row.closed:
+            head.panels = made
             yield head
         else:
             yield head
-            yield from placed.panels
+            yield from made
 
 
 def write() -> None:

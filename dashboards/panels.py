@@ -5,15 +5,18 @@ and is not needed to use it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TypeAlias
 
 from grafana_foundation_sdk.builders import bargauge, common, prometheus, stat, table, timeseries
 from grafana_foundation_sdk.builders import dashboard as builders
 from grafana_foundation_sdk.builders import statetimeline as timeline
 from grafana_foundation_sdk.builders import trend as trends
+from grafana_foundation_sdk.cog.builder import Builder
 from grafana_foundation_sdk.cog.variants import Dataquery
 from grafana_foundation_sdk.models import common as options
 from grafana_foundation_sdk.models import dashboard as models
+from grafana_foundation_sdk.models import prometheus as promql
+from grafana_foundation_sdk.models import table as tables
 from grafana_foundation_sdk.models.common import DataSourceRef
 
 from dashboards import queries
@@ -45,20 +48,24 @@ BELOW, ABOVE = "#9D7660", "#3B7DD8"
 
 _UNITS = {"": "none", "seconds": "s"}
 
-Built = builders.cogbuilder.Builder[models.Panel]
+Built: TypeAlias = Builder[models.Panel]
+_Lines: TypeAlias = timeseries.Panel | trends.Panel
+_Asking: TypeAlias = _Lines | stat.Panel | bargauge.Panel | timeline.Panel
 _Config = models.DynamicConfigValue
 
 
-class _Infinity(Dataquery):
+class Infinity(Dataquery, Builder[Dataquery]):
     """A query of the Infinity plugin, which the SDK does not know."""
 
-    def __init__(self, asked: Asked, ref: str) -> None:
+    def __init__(self, asked: Asked, ref: str = "A") -> None:
         self._asked, self._ref = asked, ref
 
-    def build(self) -> _Infinity:
+    def build(self) -> Dataquery:
+        """The query itself."""
         return self
 
     def to_json(self) -> dict[str, object]:
+        """As Infinity has it in a dashboard."""
         return {
             "refId": self._ref,
             "datasource": INFINITY,
@@ -78,11 +85,6 @@ class _Infinity(Dataquery):
         }
 
 
-def infinity(asked: Asked, ref: str = "A") -> Any:
-    """A query of the service, for a panel or an annotation."""
-    return _Infinity(asked, ref)
-
-
 def unit_of(field: Field) -> str:
     """The unit of a field as Grafana names it: where it knows none it is written after the value.
 
@@ -93,7 +95,7 @@ def unit_of(field: Field) -> str:
 
 
 def description_of(spec: ProbeSpec, field: Field, drawn: str) -> str:
-    """What a panel says of its number: what it is, its null, what fools it, and from which paper."""
+    """What a panel says of a number: what it is, its null, what fools it, and from which paper."""
     parts = (
         field.help,
         f"**Null:** {field.null}." if field.null else "",
@@ -140,14 +142,14 @@ def of_runs(spec: ProbeSpec, field: Field) -> Built:
     return panel
 
 
-def plain(title: str, description: str, unit: str, asked: Sequence[Query]) -> Any:
+def plain(title: str, description: str, unit: str, asked: Sequence[Query]) -> Built:
     """Lines over time of what no probe declares."""
     panel = _lines(title, description, None).unit(unit)
     _ask(panel, asked)
     return panel
 
 
-def number(title: str, description: str, unit: str, asked: Query) -> Any:
+def number(title: str, description: str, unit: str, asked: Query) -> Built:
     """One number: the latest."""
     panel = stat.Panel().title(title).description(description).unit(unit).datasource(PROMETHEUS)
     panel.color_mode(options.BigValueColorMode.NONE).graph_mode(options.BigValueGraphMode.NONE)
@@ -161,9 +163,9 @@ def beyond_null(spec: ProbeSpec) -> Built:
     asked = queries.beyond_null(spec)
     panel = bargauge.Panel().title("Beyond the null, now").datasource(PROMETHEUS)
     panel.description(
-        f"{spec.help} Each number minus its null, of the row that is farthest above it; the colour "
-        f"changes at the null, which is 0 here. **Fooled by:** noise, and the choice of the best of "
-        f"many rows: look at the interval. **Source:** {spec.source}."
+        f"{spec.help} Each number minus its null, of the row farthest above it; the colour "
+        "changes at the null, which is 0 here. **Fooled by:** noise, and the choice of the best "
+        f"of many rows: look at the interval. **Source:** {spec.source}."
     )
     steps = [models.Threshold(color=BELOW), models.Threshold(value=0, color=ABOVE)]
     panel.thresholds(builders.ThresholdsConfig().steps(steps)).unit("none").decimals(3)
@@ -192,8 +194,8 @@ def not_interpretable(spec: ProbeSpec) -> Built:
 def trend(spec: ProbeSpec, field: Field) -> Built:
     """A field along the steps of one attempt, from what was scraped.
 
-    Trend draws nothing where steps repeat or fall. They do repeat, as a page is scraped several times
-    before the next measurement: of what was scraped at one step the last is taken.
+    Trend draws nothing where steps repeat or fall. They do repeat, as a page is scraped several
+    times before the next measurement: of what was scraped at one step the last is taken.
     """
     asked = queries.along_steps(spec, field)
     names = [query.legend for query in asked[1:]]
@@ -226,7 +228,7 @@ def stored(title: str, spec: ProbeSpec, field: Field, asked: Asked, by: str) -> 
     """A field along the steps as it is stored, from the service; one line for each `by`."""
     drawn = f"as stored, by step; one line for each {by}. Prometheus need not have scraped it."
     panel = _along(title, description_of(spec, field, drawn), field, x=f"step\\{by}")
-    panel.datasource(INFINITY).with_target(infinity(asked))
+    panel.datasource(INFINITY).with_target(Infinity(asked))
     panel.transformations(
         [
             _transformer(
@@ -245,17 +247,24 @@ def stored(title: str, spec: ProbeSpec, field: Field, asked: Asked, by: str) -> 
     return _linked(panel)
 
 
-def rows(title: str, description: str, asked: Asked | Query) -> Any:
+def listing(title: str, description: str, asked: Asked | Query) -> Built:
     """A table, of the service or of the latest values."""
     panel = table.Panel().title(title).description(description).unit("none")
+    panel.cell_options(options.TableAutoCellOptions())
+    # Grafana's tables have none any more, and the SDK's have.
+    made = panel.build().options
+    assert isinstance(made, tables.Options)
+    made.footer = None
     if isinstance(asked, Asked):
-        return panel.datasource(INFINITY).with_target(infinity(asked))
+        return panel.datasource(INFINITY).with_target(Infinity(asked))
     panel.datasource(PROMETHEUS)
-    query = _promql(asked).format(prometheus.prometheus.PromQueryFormat.TABLE)
+    query = _promql(asked).format(promql.PromQueryFormat.TABLE)
     return panel.with_target(query)
 
 
-def states(title: str, description: str, asked: Query, meanings: dict[str, tuple[str, str]]) -> Any:
+def states(
+    title: str, description: str, asked: Query, meanings: dict[str, tuple[str, str]]
+) -> Built:
     """When something was in which state: `meanings` of its values, with colours."""
     panel = timeline.Panel().title(title).description(description).unit("none")
     mapped = {
@@ -291,18 +300,20 @@ _STYLES = {
 }
 
 
-def _lines(title: str, description: str, field: Field | None) -> Any:
+def _lines(title: str, description: str, field: Field | None) -> timeseries.Panel:
     panel = timeseries.Panel().title(title).description(description).datasource(PROMETHEUS)
-    return _drawn_as_lines(panel, field)
+    _draw_as_lines(panel, field)
+    return panel
 
 
-def _along(title: str, description: str, field: Field, *, x: str) -> Any:
+def _along(title: str, description: str, field: Field, *, x: str) -> trends.Panel:
     panel = trends.Panel().title(title).description(description).x_field(x)
     panel.override_by_name(x, [_Config(id_val="unit", value="suffix: steps")])
-    return _drawn_as_lines(panel, field)
+    _draw_as_lines(panel, field)
+    return panel
 
 
-def _drawn_as_lines(panel: Any, field: Field | None) -> Any:
+def _draw_as_lines(panel: _Lines, field: Field | None) -> None:
     panel.line_width(2).show_points(options.VisibilityMode.AUTO).fill_opacity(0)
     panel.color_scheme(_colour(models.FieldColorModeId.PALETTE_CLASSIC_BY_NAME))
     panel.legend(
@@ -316,10 +327,9 @@ def _drawn_as_lines(panel: Any, field: Field | None) -> Any:
         panel.unit(unit_of(field))
         if field.low is not None:
             panel.axis_soft_min(field.low)
-    return panel
 
 
-def _style(panel: Any, asked: Sequence[Query], *, layers: bool) -> None:
+def _style(panel: _Lines, asked: Sequence[Query], *, layers: bool) -> None:
     for query in asked:
         if properties := _STYLES.get(query.ref):
             panel.override_by_query(query.ref, list(properties))
@@ -327,14 +337,14 @@ def _style(panel: Any, asked: Sequence[Query], *, layers: bool) -> None:
         _colour_layers(panel)
 
 
-def _fill(panel: Any, upper: str, to: str) -> None:
+def _fill(panel: _Lines, upper: str, to: str) -> None:
     """Fills from the upper end of an interval, a query, down to the lower one, a series."""
     fill = [*_HIDDEN_BAND, _Config(id_val="custom.fillBelowTo", value=to)]
     panel.override_by_query(upper, fill)
     panel.override_by_name(to, list(_HIDDEN_BAND))
 
 
-def _colour_layers(panel: Any) -> None:
+def _colour_layers(panel: _Lines) -> None:
     for index, colour in enumerate(LAYERS):
         numbers = "|".join(map(str, range(index, _MOST_LAYERS, len(LAYERS))))
         fixed = {"mode": "fixed", "fixedColor": colour}
@@ -353,14 +363,14 @@ def _transformer(name: str, **given: object) -> models.DataTransformerConfig:
     return models.DataTransformerConfig(id_val=name, options=given)
 
 
-def _ask(panel: Any, asked: Sequence[Query]) -> None:
+def _ask(panel: _Asking, asked: Sequence[Query]) -> None:
     for query in asked:
         panel.with_target(_promql(query))
 
 
 def _promql(query: Query) -> prometheus.Dataquery:
     built = prometheus.Dataquery().expr(query.expr).ref_id(query.ref).datasource(PROMETHEUS)
-    built.legend_format(query.legend).editor_mode(prometheus.prometheus.QueryEditorMode.CODE)
+    built.legend_format(query.legend).editor_mode(promql.QueryEditorMode.CODE)
     return built.instant() if query.latest else built.range()
 
 
@@ -370,10 +380,9 @@ def _drawn(asked: Sequence[Query]) -> str:
     return ", ".join(["solid the value", *(text for ref, text in parts.items() if ref in refs)])
 
 
-def _linked(panel: Any) -> Built:
+def _linked(panel: _Lines) -> Built:
     link = builders.DashboardLink("By step, on the live page").url(LIVE_PAGE).target_blank(True)
-    built: Built = panel.links([link.type(models.DashboardLinkType.LINK)])
-    return built
+    return panel.links([link.type(models.DashboardLinkType.LINK)])
 
 
 def _words(name: str) -> str:

@@ -1,4 +1,4 @@
-"""What panels ask: PromQL over the metrics of a declaration, and what the service answers as JSON."""
+"""What panels ask: PromQL over the metrics of a declaration, and JSON of the service."""
 
 from __future__ import annotations
 
@@ -110,10 +110,14 @@ def best_of_runs(spec: ProbeSpec, field: Field) -> list[Query]:
 def beyond_null(spec: ProbeSpec) -> list[Query]:
     """Of each field that has a null: by how much the row that is farthest above it is so, now."""
     within = _selector(spec, RUN)
+
+    def of(column: str) -> str:
+        return spec.metric(column) + within
+
     return [
         Query(
             ref=field.name,
-            expr=f"max({spec.metric(field.name)}{within} - {spec.metric(f'{field.name}_null')}{within})",
+            expr=f"max({of(field.name)} - {of(f'{field.name}_null')})",
             legend=field.name.replace("_", " "),
             latest=True,
         )

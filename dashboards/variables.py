@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 import re
+from typing import TypeAlias
 
 from grafana_foundation_sdk.builders import dashboard as builders
 from grafana_foundation_sdk.builders import prometheus
+from grafana_foundation_sdk.cog.builder import Builder
+from grafana_foundation_sdk.cog.variants import Dataquery
 from grafana_foundation_sdk.models import dashboard as models
 from grafana_foundation_sdk.models.common import DataSourceRef
 
-from dashboards.panels import INFINITY, PROMETHEUS, infinity
+from dashboards.panels import INFINITY, PROMETHEUS, Infinity
 from dashboards.queries import Asked
 
-_Variable = builders.cogbuilder.Builder[models.VariableModel]
+_Variable: TypeAlias = Builder[models.VariableModel]
+
+
+class _Tags(Dataquery, Builder[Dataquery]):
+    """Grafana's own annotations that have all of these tags; the SDK has no such query."""
+
+    def __init__(self, tags: list[str]) -> None:
+        self._tags = tags
+
+    def build(self) -> Dataquery:
+        return self
+
+    def to_json(self) -> dict[str, object]:
+        tags = {"type": "tags", "tags": self._tags, "matchAny": False, "limit": 100}
+        return {"refId": "Anno", "queryType": "annotations", **tags}
 
 
 def variables(used: str) -> list[_Variable]:
@@ -23,13 +40,12 @@ def variables(used: str) -> list[_Variable]:
     return [made for name, made in _variables().items() if name in named]
 
 
-def annotations() -> list[builders.AnnotationQuery]:
+def marks() -> list[Builder[models.AnnotationQuery]]:
     """Transitions, as they were scraped; and, to be switched on, at their exact times."""
     provisional = 'phasewatch_transitions_provisional{run="$run"} == 1'
     confirmed = 'phasewatch_transitions_confirmed{run="$run"} == 1'
     confirmed += f" unless {confirmed.replace(' == 1', '')} offset 1m == 1"
     own = DataSourceRef(type_val="grafana", uid="-- Grafana --")
-    tags = builders.AnnotationTarget().tags(["phasewatch", "$run"]).match_any(False)
     asked = Asked(
         path="/api/transitions?run=$run",
         columns={
@@ -47,13 +63,13 @@ def annotations() -> list[builders.AnnotationQuery]:
         .datasource(INFINITY)
         .enable(False)
         .icon_color("purple")
-        .target(infinity(asked, "Anno")),
+        .target(Infinity(asked, "Anno")),
         builders.AnnotationQuery()
         .name("Transitions at their exact time, from GrafanaSink")
         .datasource(own)
         .enable(False)
         .icon_color("blue")
-        .target(tags.type("tags").limit(100)),
+        .target(_Tags(["phasewatch", "$run"])),
     ]
 
 
@@ -69,8 +85,6 @@ def _scraped(name: str, expr: str, colour: str) -> builders.AnnotationQuery:
         .title_format("{{series}}")
         .text_format("{{run}}")
         .tag_keys("series")
-        .expr(expr)
-        .step("15s")
     )
 
 
@@ -128,7 +142,6 @@ def _labels(name: str, label: str, of: str) -> builders.QueryVariable:
         .label(label)
         .datasource(PROMETHEUS)
         .query({"query": query, "refId": "StandardVariableQuery"})
-        .definition(query)
         .refresh(models.VariableRefresh.ON_TIME_RANGE_CHANGED)
         .sort(models.VariableSort.NATURAL_DESC)
     )

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 import dashboards
-from dashboards import boards, build, panels
+from dashboards import build, panels, rows
 from monitor.probes import OPTIONAL, PROBES
 from monitor.service import Service
 from tests.dashboards import played
@@ -121,8 +121,8 @@ def test_what_is_shipped_is_what_is_made():
 
 def test_every_table_has_a_dashboard():
     tables = {probe.spec.name for probe in (*PROBES, *OPTIONAL)} | {"transitions"}
-    assert set(boards.SHOWN_ON) == tables
-    assert set(boards.SHOWN_ON.values()) <= set(BOARDS)
+    assert set(rows.SHOWN_ON) == tables
+    assert set(rows.SHOWN_ON.values()) <= set(BOARDS)
 
 
 def test_every_metric_is_shown_and_nothing_else_is_named(make):
@@ -250,8 +250,8 @@ def test_of_many_rows_those_are_drawn_that_reached_most(served):
     labels = [{k: v for k, v in s["metric"].items() if k not in HIDDEN} for s in reached["result"]]
     best = [
         float(s["value"][1])
-        for s, l in zip(reached["result"], labels, strict=True)
-        if tuple(sorted(l.items())) in drawn
+        for s, of in zip(reached["result"], labels, strict=True)
+        if tuple(sorted(of.items())) in drawn
     ]
     assert sorted(best, reverse=True) == most
 
@@ -286,7 +286,7 @@ def test_a_panel_says_what_it_shows(name, panel):
 
 
 def test_every_number_is_shown_with_what_fools_it_its_source_its_unit_and_its_null():
-    for spec in boards.SPECS.values():
+    for spec in rows.SPECS.values():
         of_table = [panel for _, panel in PANELS if spec.source in panel["description"]]
         for field in (field for field in spec.fields if field.is_number):
             metric = spec.metric(field.name) + "{"
@@ -307,7 +307,7 @@ def test_every_number_is_shown_with_what_fools_it_its_source_its_unit_and_its_nu
 def test_thresholds_are_at_the_null():
     gauges = [panel for _, panel in PANELS if panel["type"] == "bargauge"]
     assert len(gauges) == sum(
-        any(f.null and f.is_number for f in spec.fields) for spec in boards.SPECS.values()
+        any(f.null and f.is_number for f in spec.fields) for spec in rows.SPECS.values()
     )
     for panel in gauges:
         steps = panel["fieldConfig"]["defaults"]["thresholds"]["steps"]
