@@ -253,8 +253,8 @@ def listing(title: str, description: str, asked: Asked | Query) -> Built:
     panel.cell_options(options.TableAutoCellOptions())
     # Grafana's tables have none any more, and the SDK's have.
     made = panel.build().options
-    assert isinstance(made, tables.Options)
-    made.footer = None
+    if isinstance(made, tables.Options):
+        made.footer = None
     if isinstance(asked, Asked):
         return panel.datasource(INFINITY).with_target(Infinity(asked))
     panel.datasource(PROMETHEUS)
