@@ -66,7 +66,7 @@ def _at(reading: Reading, moment: Moment) -> Reading:
 def _trained() -> list[Measurement]:
     """A transformer that learns a text by heart: its weights come near a minimum of that loss."""
     names = [probe.spec.name for probe in (*PROBES, *OPTIONAL)]
-    names = [name for name in names if name != "grokking"]
+    names = [name for name in names if name not in (*OF_CIRCUIT, "grokking")]
     torch.manual_seed(0)
     model, tokens = gpt2(activation_function="relu"), torch.randint(48, (24, 64))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)

@@ -47,21 +47,6 @@ def declared(make) -> set[str]:
     return names | {name for name in served if not name.startswith(of_tables)}
 
 
-@pytest.fixture
-def make():
-    from monitor.sinks import PrometheusSink
-
-    made = []
-
-    def one():
-        made.append(PrometheusSink("r", port=0))
-        return made[-1]
-
-    yield one
-    for sink in made:
-        sink.close()
-
-
 def test_rules_are_accepted():
     said = run(program("promtool"), "check", "rules", *RULES)
     assert f"{len(ALERTS)} rules found" in said
