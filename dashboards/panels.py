@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeAlias
 
-from grafana_foundation_sdk.builders import bargauge, common, prometheus, stat, table, timeseries
+from grafana_foundation_sdk.builders import common, prometheus, stat, table, timeseries
 from grafana_foundation_sdk.builders import dashboard as builders
 from grafana_foundation_sdk.builders import statetimeline as timeline
 from grafana_foundation_sdk.builders import trend as trends
@@ -50,7 +50,7 @@ _UNITS = {"": "none", "seconds": "s"}
 
 Built: TypeAlias = Builder[models.Panel]
 _Lines: TypeAlias = timeseries.Panel | trends.Panel
-_Asking: TypeAlias = _Lines | stat.Panel | bargauge.Panel | timeline.Panel
+_Asking: TypeAlias = _Lines | stat.Panel | timeline.Panel
 _Config = models.DynamicConfigValue
 
 
@@ -89,9 +89,9 @@ def unit_of(field: Field) -> str:
     """The unit of a field as Grafana names it: where it knows none it is written after the value.
 
     >>> unit_of(Field(name="loss", help="A loss.", unit="nats"))
-    'suffix: nats'
+    'suffix:nats'
     """
-    return _UNITS.get(field.unit, f"suffix: {field.unit}")
+    return _UNITS.get(field.unit, f"suffix:{field.unit}")
 
 
 def description_of(spec: ProbeSpec, field: Field, drawn: str) -> str:
@@ -113,9 +113,7 @@ def over_time(spec: ProbeSpec, field: Field) -> Built:
     drawn = _drawn(asked) + rows + "."
     panel = _lines(_words(field.name), description_of(spec, field, drawn), field)
     _ask(panel, asked)
-    _style(panel, asked, layers=any(dim.name == "layer" for dim in spec.dims))
-    if not spec.dims:
-        _fill(panel, "H", "low")
+    _style(panel, spec, asked)
     return _linked(panel)
 
 
@@ -126,8 +124,8 @@ def layers(spec: ProbeSpec, field: Field) -> Built:
     title = f"{_words(field.name)} by layer"
     panel = _lines(title, description_of(spec, field, drawn), field)
     _ask(panel, asked)
-    _style(panel, asked, layers=True)
-    panel.override_by_query("B", [_Config(id_val="custom.lineWidth", value=1)])
+    _style(panel, spec, asked)
+    panel.override_by_query("B", [_THIN])
     return _linked(panel)
 
 
@@ -138,7 +136,7 @@ def of_runs(spec: ProbeSpec, field: Field) -> Built:
     title = f"best {_words(field.name)} by run"
     panel = _lines(title, description_of(spec, field, drawn), field)
     _ask(panel, asked)
-    _style(panel, asked, layers=False)
+    panel.override_by_query("N", [_THIN, _DASHED])
     return panel
 
 
@@ -161,7 +159,7 @@ def number(title: str, description: str, unit: str, asked: Query) -> Built:
 def beyond_null(spec: ProbeSpec) -> Built:
     """By how much each field is beyond its null now, coloured there."""
     asked = queries.beyond_null(spec)
-    panel = bargauge.Panel().title("Beyond the null, now").datasource(PROMETHEUS)
+    panel = stat.Panel().title("Beyond the null, now").datasource(PROMETHEUS)
     panel.description(
         f"{spec.help} Each number minus its null, of the row farthest above it; the colour "
         "changes at the null, which is 0 here. **Fooled by:** noise, and the choice of the best "
@@ -170,8 +168,8 @@ def beyond_null(spec: ProbeSpec) -> Built:
     steps = [models.Threshold(color=BELOW), models.Threshold(value=0, color=ABOVE)]
     panel.thresholds(builders.ThresholdsConfig().steps(steps)).unit("none").decimals(3)
     panel.color_scheme(_colour(models.FieldColorModeId.THRESHOLDS))
-    panel.orientation(options.VizOrientation.HORIZONTAL)
-    panel.display_mode(options.BarGaugeDisplayMode.BASIC)
+    panel.color_mode(options.BigValueColorMode.VALUE).graph_mode(options.BigValueGraphMode.NONE)
+    panel.text_mode(options.BigValueTextMode.VALUE_AND_NAME)
     panel.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
     _ask(panel, asked)
     for query in asked:
@@ -215,12 +213,10 @@ def trend(spec: ProbeSpec, field: Field) -> Built:
         ]
     )
     for query in asked[1:]:
-        if properties := _STYLES.get(query.ref):
+        # What is joined is of no single query any more.
+        if properties := _STYLES_OF_ONE.get(query.ref):
             panel.override_by_name(query.legend, list(properties))
-    panel.override_by_name(
-        "high", [*_HIDDEN_BAND, _Config(id_val="custom.fillBelowTo", value="low")]
-    )
-    panel.override_by_name("low", list(_HIDDEN_BAND))
+    panel.color_scheme(_colour(models.FieldColorModeId.FIXED).fixed_color(ABOVE))
     return _linked(panel)
 
 
@@ -277,26 +273,32 @@ def states(
     return panel
 
 
-_DOTTED = {"fill": "dash", "dash": [2, 6]}
-_HIDDEN_BAND = (
-    _Config(id_val="custom.lineWidth", value=0),
-    _Config(id_val="custom.fillOpacity", value=18),
-    _Config(id_val="custom.hideFrom", value={"legend": True, "tooltip": False, "viz": False}),
+_THIN = _Config(id_val="custom.lineWidth", value=1)
+_NO_LINE = _Config(id_val="custom.lineWidth", value=0)
+_DASHED = _Config(id_val="custom.lineStyle", value={"fill": "dash", "dash": [10, 6]})
+_DOTTED = _Config(id_val="custom.lineStyle", value={"fill": "dash", "dash": [2, 6]})
+_NO_LEGEND = _Config(
+    id_val="custom.hideFrom", value={"legend": True, "tooltip": False, "viz": False}
 )
-_AROUND = (
-    _Config(id_val="custom.lineWidth", value=1),
-    _Config(id_val="custom.lineStyle", value=_DOTTED),
-    _Config(id_val="custom.hideFrom", value={"legend": True, "tooltip": False, "viz": False}),
-)
+_AROUND = (_THIN, _DOTTED, _NO_LEGEND)
+# By the names of queries.
 _STYLES = {
     "L": _AROUND,
     "H": _AROUND,
-    "N": (
-        _Config(id_val="custom.lineWidth", value=1),
-        _Config(id_val="custom.lineStyle", value={"fill": "dash", "dash": [10, 6]}),
-    ),
+    "N": (_THIN, _DASHED, _NO_LEGEND),
     "M": _AROUND,
     "P": _AROUND,
+}
+# Of one line there is room for more: a band, and the null in the legend.
+_STYLES_OF_ONE = _STYLES | {
+    "L": (_NO_LINE, _NO_LEGEND),
+    "H": (
+        _NO_LINE,
+        _NO_LEGEND,
+        _Config(id_val="custom.fillOpacity", value=18),
+        _Config(id_val="custom.fillBelowTo", value="low"),
+    ),
+    "N": (_THIN, _DASHED),
 }
 
 
@@ -308,7 +310,8 @@ def _lines(title: str, description: str, field: Field | None) -> timeseries.Pane
 
 def _along(title: str, description: str, field: Field, *, x: str) -> trends.Panel:
     panel = trends.Panel().title(title).description(description).x_field(x)
-    panel.override_by_name(x, [_Config(id_val="unit", value="suffix: steps")])
+    axis = _Config(id_val="custom.axisLabel", value="step")
+    panel.override_by_name(x, [_Config(id_val="unit", value="none"), axis])
     _draw_as_lines(panel, field)
     return panel
 
@@ -329,19 +332,15 @@ def _draw_as_lines(panel: _Lines, field: Field | None) -> None:
             panel.axis_soft_min(field.low)
 
 
-def _style(panel: _Lines, asked: Sequence[Query], *, layers: bool) -> None:
+def _style(panel: timeseries.Panel, spec: ProbeSpec, asked: Sequence[Query]) -> None:
+    styles = _STYLES if spec.dims else _STYLES_OF_ONE
     for query in asked:
-        if properties := _STYLES.get(query.ref):
+        if properties := styles.get(query.ref):
             panel.override_by_query(query.ref, list(properties))
-    if layers:
+    if any(dim.name == "layer" for dim in spec.dims):
         _colour_layers(panel)
-
-
-def _fill(panel: _Lines, upper: str, to: str) -> None:
-    """Fills from the upper end of an interval, a query, down to the lower one, a series."""
-    fill = [*_HIDDEN_BAND, _Config(id_val="custom.fillBelowTo", value=to)]
-    panel.override_by_query(upper, fill)
-    panel.override_by_name(to, list(_HIDDEN_BAND))
+    if not spec.dims:
+        panel.color_scheme(_colour(models.FieldColorModeId.FIXED).fixed_color(ABOVE))
 
 
 def _colour_layers(panel: _Lines) -> None:

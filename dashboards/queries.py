@@ -43,8 +43,13 @@ class Asked:
 
 
 def label_of(dims: Sequence[Dim]) -> str:
-    """What series of these dimensions are called: `layer 3 head 5`."""
-    return " ".join(f"{dim.name.replace('_', ' ')} {{{{{dim.name}}}}}" for dim in dims)
+    """What series of these dimensions are called; of words the word alone.
+
+    >>> label_of([Dim(name="concept", help="", text=True), Dim(name="layer", help="")])
+    '{{concept}} layer {{layer}}'
+    """
+    names = ("" if dim.text else f"{dim.name.replace('_', ' ')} " for dim in dims)
+    return " ".join(f"{name}{{{{{dim.name}}}}}" for name, dim in zip(names, dims, strict=True))
 
 
 def of_field(spec: ProbeSpec, field: Field, *, run: str = RUN) -> list[Query]:

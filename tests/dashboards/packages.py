@@ -9,8 +9,12 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from playwright.sync_api import Page, sync_playwright
 
 from tests.programs import program
 
@@ -51,3 +55,33 @@ def said_by(script: str, *arguments: str | Path, given: Any = None) -> Any:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+@contextmanager
+def page() -> Iterator[Page]:
+    """The page of `npm/page.jsx` in a browser that reaches nothing; what goes wrong in it is in
+    `errors`.
+    """
+    made = said_by("bundle.mjs")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=program("chromium"),
+            args=["--no-sandbox", "--disable-background-networking"],
+        )
+        opened = browser.new_page(viewport={"width": 840, "height": 340})
+        errors: list[str] = []
+        opened.on("pageerror", lambda error: errors.append(str(error)))
+        opened.route(
+            "**/*",
+            lambda route: (
+                route.fulfill(body="<!doctype html><title>panels</title><body></body>")
+                if route.request.is_navigation_request()
+                else route.abort()
+            ),
+        )
+        opened.goto("http://localhost/")
+        opened.add_style_tag(content=made["style"])
+        opened.add_script_tag(content=made["script"])
+        opened.errors = errors
+        yield opened
+        browser.close()

@@ -37,20 +37,13 @@ def chosen(text: str) -> str:
     return re.sub(r"\$\{?(\w+)\}?", lambda found: CHOSEN[found[1]], text)
 
 
-def expressions(board: dict) -> list[tuple[str, str, bool]]:
-    """Of every panel and annotation that asks Prometheus: where it is, what, and whether only for
-    the latest value.
+def targets(board: dict, kind: str) -> list[tuple[str, dict]]:
+    """The queries of panels and annotations, with where each is: of Prometheus, which have an
+    `expr`, or of the service, which have a `url`.
     """
-    asked = [(p["title"], t) for p in shown(board) for t in p["targets"]]
-    asked += [(a["name"], a["target"]) for a in board["annotations"]["list"]]
-    return [(at, t["expr"], t.get("instant", False)) for at, t in asked if "expr" in t]
-
-
-def urls(board: dict) -> list[tuple[str, dict]]:
-    """Of every panel and annotation that asks the service: where it is, and the query."""
-    asked = [(p["title"], t) for p in shown(board) for t in p["targets"]]
-    asked += [(a["name"], a["target"]) for a in board["annotations"]["list"]]
-    return [(at, target) for at, target in asked if "url" in target]
+    asked = [(panel["title"], target) for panel in shown(board) for target in panel["targets"]]
+    asked += [(mark["name"], mark["target"]) for mark in board["annotations"]["list"]]
+    return [(at, target) for at, target in asked if kind in target]
 
 
 def metrics(expression: str) -> set[str]:

@@ -21,7 +21,7 @@ from monitor.probes import OPTIONAL, PROBES
 from monitor.record import Moment
 from monitor.sinks import grafana
 from tests.dashboards import packages
-from tests.dashboards.shown import BOARDS, PANELS, chosen, expressions, metrics, shown
+from tests.dashboards.shown import BOARDS, PANELS, chosen, metrics, shown, targets
 from tests.dashboards.test_rules import RECORDED, declared
 from tests.monitor.detection.made_up import notice
 
@@ -49,9 +49,9 @@ def test_every_metric_is_shown_and_nothing_else_is_named(make):
     known = declared(make)
     named = set()
     for board in BOARDS.values():
-        for at, expression, _ in expressions(board):
-            assert metrics(expression), at
-            named |= metrics(expression)
+        for at, target in targets(board, "expr"):
+            assert metrics(target["expr"]), at
+            named |= metrics(target["expr"])
     assert named - set(RECORDED) - ITS_OWN <= known
     assert known <= named, known - named
     assert set(RECORDED) <= named
@@ -95,7 +95,7 @@ def test_every_number_is_shown_with_what_fools_it_its_source_its_unit_and_its_nu
                 assert field.fooled_by in panel["description"]
                 assert field.null in panel["description"]
                 unit = panel["fieldConfig"]["defaults"]["unit"]
-                assert unit == (f"suffix: {field.unit}" if field.unit else "none")
+                assert unit == (f"suffix:{field.unit}" if field.unit else "none")
                 dashed = [
                     o for o in panel["fieldConfig"]["overrides"] if "[10, 6]" in json.dumps(o)
                 ]
@@ -103,11 +103,11 @@ def test_every_number_is_shown_with_what_fools_it_its_source_its_unit_and_its_nu
 
 
 def test_thresholds_are_at_the_null():
-    gauges = [panel for _, panel in PANELS if panel["type"] == "bargauge"]
-    assert len(gauges) == sum(
+    beyond = [panel for _, panel in PANELS if panel["title"] == "Beyond the null, now"]
+    assert len(beyond) == sum(
         any(f.null and f.is_number for f in spec.fields) for spec in rows.SPECS.values()
     )
-    for panel in gauges:
+    for panel in beyond:
         steps = panel["fieldConfig"]["defaults"]["thresholds"]["steps"]
         assert [step["value"] for step in steps] == [None, 0]
         for target in panel["targets"]:
@@ -140,7 +140,7 @@ def test_a_layer_has_one_colour_everywhere():
     coloured = 0
     for _, panel in PANELS:
         for target in panel["targets"]:
-            if "{{layer}}" not in target.get("legendFormat", "") or panel["type"] == "bargauge":
+            if "{{layer}}" not in target.get("legendFormat", "") or panel["type"] == "stat":
                 continue
             coloured += 1
             for layer in (-1, 0, 7, 8, 13, 95):

@@ -1,6 +1,6 @@
 // What Grafana does to the answers of a panel's queries before they are drawn, by its own packages:
 // transformations, then units, colours, thresholds and styles.
-import {
+const {
   FieldConfigOptionsRegistry,
   applyFieldOverrides,
   createTheme,
@@ -11,17 +11,15 @@ import {
   toDataFrame,
   transformDataFrame,
   valueMappingsOverrideProcessor,
-} from '@grafana/data';
-import { lastValueFrom } from 'rxjs';
+} = require('@grafana/data');
+const { lastValueFrom } = require('rxjs');
 
-export const theme = createTheme({ colors: { mode: 'dark' } });
+const theme = createTheme({ colors: { mode: 'dark' } });
 
+// Some have two names.
+const known = new Map(Object.values(standardTransformers).map((each) => [each.id, each]));
 standardTransformersRegistry.setInit(() =>
-  Object.values(standardTransformers).map((transformation) => ({
-    id: transformation.id,
-    name: transformation.name,
-    transformation,
-  })),
+  [...known].map(([id, each]) => ({ id, name: each.name, transformation: async () => each })),
 );
 
 const PROCESSORS = { thresholds: thresholdsOverrideProcessor, mappings: valueMappingsOverrideProcessor };
@@ -48,7 +46,7 @@ function registryOf(panel) {
   );
 }
 
-export async function prepared(panel, answers) {
+async function prepared(panel, answers) {
   const frames = answers.map((answer) => toDataFrame(answer));
   const made = await lastValueFrom(
     transformDataFrame(panel.transformations ?? [], frames, { interpolate: (text) => text }),
@@ -62,3 +60,5 @@ export async function prepared(panel, answers) {
     timeZone: 'utc',
   });
 }
+
+module.exports = { prepared, theme };
