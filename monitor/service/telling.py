@@ -123,7 +123,9 @@ def page(folder: Folder, budget: int) -> Page:
     """The last measurement of every run as metrics, each within `budget` series a table."""
     rows: dict[str, list[TableRows]] = {}
     moments: dict[str, dict[str, Any]] = {}
+    finished: dict[str, bool] = {}
     for run, of_run in sorted(_by_run(folder).items()):
+        finished[run] = _state(of_run, _measured(of_run)) == "finished"
         rows[run] = []
         for name, files in sorted(of_run.items()):
             newest = None if name in NOT_BY_STEP else _newest(folder, files)
@@ -131,10 +133,19 @@ def page(folder: Folder, budget: int) -> Page:
                 rows[run].append(_fitting(spec, newest, budget))
         if moment := _moment(folder, of_run):
             moments[run] = moment
-    return Page.of_runs(rows, list(_about(moments)))
+    return Page.of_runs(rows, list(_about(moments, finished)))
 
 
-def _about(moments: Mapping[str, Mapping[str, Any]]) -> Iterator[Metric]:
+def _about(
+    moments: Mapping[str, Mapping[str, Any]], finished: Mapping[str, bool]
+) -> Iterator[Metric]:
+    # What is finished stays on this page, and has not stalled.
+    ended = GaugeMetricFamily(
+        "phasewatch_run_finished", "1 once the run has come to its end, else 0.", labels=["run"]
+    )
+    for run, whether in finished.items():
+        ended.add_metric([run], float(whether))
+    yield ended
     for name, key, help_text in (
         ("step", "step", "Training step of the latest measurement."),
         ("tokens", "tokens", "Training tokens seen at the latest measurement."),
