@@ -58,25 +58,27 @@ def sparkline(values: Sequence[float], width: int) -> str:
 
 
 def along(line: Line, width: int) -> list[float]:
-    """The line's value at `width` places equally far apart, each that of the last x until there.
+    """The line's value at `width` places equally far apart, each that of the last x until there; a
+    single value where it has a single x.
 
     >>> along(Line(name="", x=[0, 1, 2, 4, 8], y=[0.0, 1.0, 2.0, 3.0, 4.0]), 5)
     [0.0, 2.0, 3.0, 3.0, 4.0]
     """
-    if not len(line.x):
-        return []
+    if not len(line.x) or line.x[0] == line.x[-1]:
+        return list(line.y[-1:])
     places = np.linspace(line.x[0], line.x[-1], width)
     last = np.searchsorted(np.asarray(line.x, dtype=float), places, side="right") - 1
     return [float(line.y[at]) for at in last.clip(0)]
 
 
 def plot(
-    lines: Sequence[Line], null: Line | None, *, width: int, height: int
+    lines: Sequence[Line], null: Line | None, *, width: int, height: int, span: float = 0.0
 ) -> tuple[list[Text], tuple[float, float] | None]:
     """Curves of dots over a dotted null, in `height` rows, with their names at the right; and the
     first and the last x, or None where there is nothing to draw.
 
-    The scale at the left is that of all of them together. Where curves meet the first one is seen.
+    The scale at the left is that of all of them together, and as high as `span` at least. Where
+    curves meet the first one is seen.
     """
     curves = [
         (finite, _COLOURS[i % len(_COLOURS)])
@@ -89,7 +91,7 @@ def plot(
     every = [*curves, *((one, "dim") for one in below)]
     ends = min(line.x[0] for line, _ in every), max(line.x[-1] for line, _ in every)
     low, high = (limit(limit(line.y) for line, _ in every) for limit in (min, max))
-    scale = low, high if high > low else low + 1.0
+    scale = low, max(high, low + (span or 1e-9))
     ticks = {0: f"{scale[1]:.2f}", height - 1: f"{scale[0]:.2f}"}
     margin = max(map(len, ticks.values()))
     labels = _placed(every, scale, height)
@@ -239,7 +241,7 @@ def _colour(value: float, null: float) -> str:
 def _inked(value: float, null: float) -> str:
     """The colour as a ground, and on it what can be read."""
     bright = not math.isnan(value) and _share(value, null) > 0.45
-    return f"{'black' if bright else 'bright_white'} on {_colour(value, null)}"
+    return f"{'rgb(0,0,0)' if bright else 'rgb(255,255,255)'} on {_colour(value, null)}"
 
 
 def _tenths(value: float) -> str:

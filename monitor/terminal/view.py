@@ -21,6 +21,8 @@ _LEAST_PLOT, _MOST_PLOT = 4, 14
 _LEAST_SAID, _MOST_SAID = 2, 12
 
 _WIDEST = 140
+# Less than that is no more than noise, and is to look so.
+_SPAN = 0.1
 _FOOT = "Ctrl-C ends the watching, not the run · ±: 95% intervals"
 _TITLE = "bold"
 _STATES = {"running": "bold green", "finished": "bold cyan", "stalled": "bold red"}
@@ -104,7 +106,8 @@ def _where(seen: Essentials, now: float) -> Text:
     about = seen.about
     parts = [] if about["last_step"] is None else [f"step {about['last_step']:,}"]
     parts += [] if about["tokens"] is None else [f"{count(about['tokens'])} tokens"]
-    parts += [f"{about['measurements']:,} measurements"]
+    times = about["measurements"]
+    parts += [f"{times:,} measurement{'' if times == 1 else 's'}"]
     if about["time"] is not None:
         ago = now - datetime.fromisoformat(about["time"]).timestamp()
         parts.append(f"last {duration(ago)} ago")
@@ -155,7 +158,7 @@ def _figures(seen: Essentials, width: int, height: int, *, colour: bool) -> Rend
     layers, heads = seen.heads.shape
     across = max(24, min(2 * heads + 5, width // 2 - 2))
     left = width - across - 2
-    rows, ends = plot(seen.best, seen.null, width=left, height=height)
+    rows, ends = plot(seen.best, seen.null, width=left, height=height, span=_SPAN)
     curves = [Text("induction (prefix matching) of the best heads", _TITLE), *rows]
     if ends is None:
         curves.append(Text("nothing to draw: no head can be interpreted", "dim"))

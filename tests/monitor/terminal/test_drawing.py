@@ -28,6 +28,7 @@ def test_along_an_axis_dense_measurements_take_no_more_room():
     line = Line(name="", x=[0, 1, 2, 3, 100], y=[0.0, 0, 0, 5, 9])
     assert along(line, 11) == [0.0, *[5.0] * 9, 9.0]
     assert along(Line(name="", x=[], y=[]), 5) == []
+    assert along(Line(name="", x=[3], y=[1.0]), 5) == [1.0]
 
 
 def test_a_curve_lies_where_its_values_do_and_the_null_is_dotted():
@@ -46,6 +47,13 @@ def test_a_curve_lies_where_its_values_do_and_the_null_is_dotted():
     assert not any("┈" in row for row in (*text[:2], *text[3:]))
     at = [[i for i, c in enumerate(row[5:]) if 0x2800 < ord(c) < 0x2900] for row in text]
     assert all(min(lower) < min(upper) for upper, lower in pairwise(at))
+
+
+def test_noise_does_not_fill_the_plot():
+    noise = Line(name="a", x=[0, 1, 2], y=[0.020, 0.021, 0.020])
+    text = shown(plot([noise], None, width=40, height=6, span=0.1)[0])
+    assert text[0].startswith("0.12 ")
+    assert not any(0x2800 < ord(c) < 0x2900 for row in text[:5] for c in row)
 
 
 def test_a_step_has_no_gap():
