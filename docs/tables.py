@@ -32,7 +32,8 @@ _RECORDS = """\
   `measured_seconds` (what they took, sinks included) and `elapsed_seconds` (since the attempt
   began), so that `measured_seconds / elapsed_seconds` is its share of the time. With several
   processes these are the first one's. They are brought up to date with a measurement, at most every
-  ten seconds, and at the end.
+  ten seconds, and at the end; `ended` is when that was, and missing while the attempt goes on or
+  where it was cut off.
 - `stimuli`: a row for each sequence on which is measured: `stimulus`, `sequence`, `period` (-1: not
   repeated) and `token_ids`; of labelled sequences `split` (0 and 1: what is fitted is fitted on
   these two halves; 2: held out from that), `length` (how many tokens are no padding), `source`

@@ -52,12 +52,16 @@ def with_cost(
     measurements: int = 0,
     measured_seconds: float = 0.0,
     elapsed_seconds: float = 0.0,
+    ended: datetime | None = None,
 ) -> pa.Table:
-    """The row, saying how much of the attempt's time measuring took so far."""
+    """The row, saying how much of the attempt's time measuring took so far, and when the attempt
+    was closed, if it was.
+    """
     cost = {
         "measurements": measurements,
         "measured_seconds": measured_seconds,
         "elapsed_seconds": elapsed_seconds,
+        "ended": ended,
     }
     return pa.Table.from_pylist([row.to_pylist()[0] | cost], schema=ATTEMPTS)
 

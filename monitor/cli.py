@@ -1,4 +1,4 @@
-"""The command line: `phasewatch demo`, `watch`, `transitions`, `serve` and `circuit`."""
+"""The command line: `phasewatch demo`, `watch`, `serve`, `report` and others."""
 
 from __future__ import annotations
 
@@ -133,6 +133,29 @@ def serve(
         service.wait()
     except KeyboardInterrupt:
         service.close()
+
+
+@app.command()
+def report(
+    run: Annotated[
+        list[str] | None, typer.Argument(help="By default the last measured; several for more.")
+    ] = None,
+    root: Annotated[Path, typer.Option(help="Folder of the tables.")] = Path("runs"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="An HTML file.")] = Path(
+        "report.html"
+    ),
+) -> None:
+    """Write the live page of a run as one file, which needs no service and no internet."""
+    from monitor.across.printed import console
+    from monitor.service.reporting import write
+
+    try:
+        with console().status("fitting transitions, gathering tables …"):
+            path = write(root, output, run)
+    except (ValueError, OSError) as error:
+        typer.secho(f"phasewatch report: {error}", fg="red", err=True)
+        raise typer.Exit(1) from error
+    typer.echo(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
 
 
 @app.command()

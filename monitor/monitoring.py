@@ -311,7 +311,7 @@ class Monitor:
         """Writes what still waits to be written, and stops serving. Never raises."""
         if self._optimisers is not None:
             self._optimisers.close()
-        self._write_cost()
+        self._write_cost(ended=datetime.now(UTC))
         self._recorder.close()
         self._ranks.close()
 
@@ -367,7 +367,7 @@ class Monitor:
         said = meanings(self._options.concepts)
         return {name: said.get(name, "") for name in named_concepts(subject.stimuli)}
 
-    def _write_cost(self) -> None:
+    def _write_cost(self, ended: datetime | None = None) -> None:
         """Brings the attempt's row up to date; what fails now is written the next time."""
         now = time.perf_counter()
         self._cost_written = now
@@ -378,6 +378,7 @@ class Monitor:
             measurements=self.measurements,
             measured_seconds=self.measured_seconds,
             elapsed_seconds=now - self._begun,
+            ended=ended,
         )
         with contextlib.suppress(Exception):
             self._store.put("attempts", self.attempt, row, keep=False)

@@ -206,6 +206,7 @@ ATTEMPTS = pa.schema(
         ("measurements", pa.int64()),
         ("measured_seconds", pa.float64()),
         ("elapsed_seconds", pa.float64()),
+        ("ended", pa.timestamp("us", tz="UTC")),
     ],
     metadata=_metadata("attempts"),
 )

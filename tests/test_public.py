@@ -169,6 +169,17 @@ def test_the_wheel_holds_the_three_packages_and_nothing_else(wheel):
         assert f"dashboards/{name}.yml" in names
 
 
+def test_the_wheel_holds_the_live_page_with_the_licence_of_what_it_draws_with(wheel):
+    from monitor.service import pages
+
+    names = wheel.namelist()
+    top = "monitor/service/page/"
+    shipped = {name.removeprefix(top) for name in names if name.startswith(top)}
+    assert shipped == {*pages.files(), "vendor/uPlot.LICENSE"}
+    assert {"index.html", "main.js", "style.css", "vendor/uPlot.iife.min.js"} <= shipped
+    assert "MIT License" in wheel.read("monitor/service/page/vendor/uPlot.LICENSE").decode()
+
+
 def test_the_wheel_says_what_it_is(wheel):
     (path,) = [name for name in wheel.namelist() if name.endswith("/METADATA")]
     metadata = wheel.read(path).decode()

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from monitor.attention import LayerAttention
-from monitor.attention.rows import Rows, reduce_rows, softmax_in_view
+from monitor.attention.rows import Rows, attended, reduce_rows
 from monitor.stimuli import Stimulus
 
 
@@ -78,12 +78,11 @@ class FlexAttention:
 
         def rows(block: slice) -> Rows:
             scores = self._scores(keys, block)
-            in_view = scores != -math.inf
-            weights = softmax_in_view(scores, in_view)
+            weights, in_view, top = attended(scores, scores != -math.inf)
             mixed.append(weights.to(values.dtype) @ values)
             log_sum_exp.append(scores.logsumexp(-1) / math.log(2))
-            largest.append(scores.amax(-1) / math.log(2))
-            return weights, in_view
+            largest.append(top / math.log(2))
+            return weights, in_view, top
 
         attention = reduce_rows(rows, stimulus, heads=self.query.shape[1])
         return attention, (torch.cat(mixed, 2), torch.cat(log_sum_exp, 2), torch.cat(largest, 2))

@@ -25,7 +25,9 @@ class LayerAttention:
     `uniform` what it would be if every query attended equally to all keys in its view.
     `entropy` sums the entropies in nats over all queries but the first, which sees only itself;
     `normalized_entropy` sums the same divided by the log of the number of keys in view, and
-    `uniform_entropy` those logs. The first two are None where the stimulus wants no entropy.
+    `uniform_entropy` those logs. `largest_logit` is the largest score that the softmax gets in each
+    sequence. It and the first two are None where the stimulus wants no entropy, and it also where
+    no scores are seen.
     `offsets` holds how far back is attended: the mean over the stimulus's sampled queries of the
     attention to the key so many positions before, and `uniform_offsets` the same for attention to
     all keys in view equally; None where no queries are sampled.
@@ -39,6 +41,7 @@ class LayerAttention:
     normalized_entropy: Float[Tensor, "batch head"] | None
     uniform_entropy: Float[Tensor, "batch head"]
     causal: bool
+    largest_logit: Float[Tensor, "batch head"] | None = None
     offsets: Float[Tensor, "batch head offset"] | None = None
     uniform_offsets: Float[Tensor, "batch head offset"] | None = None
     layer: int = -1
@@ -74,6 +77,7 @@ class LayerAttention:
             normalized_entropy=combined("normalized_entropy"),
             uniform_entropy=combine([part.uniform_entropy for part in parts]),
             causal=all(part.causal for part in parts),
+            largest_logit=combined("largest_logit"),
             offsets=combined("offsets"),
             uniform_offsets=combined("uniform_offsets"),
         )

@@ -24,8 +24,20 @@ from torch import Tensor
 
 from monitor.attention.kernels import log_sum_exp
 from monitor.attention.layer import LayerAttention
-from monitor.attention.rows import BLOCK_BYTES, HIDDEN, Offsets, Rows, reduce_rows, softmax_in_view
+from monitor.attention.rows import (
+    BLOCK_BYTES,
+    HIDDEN,
+    Offsets,
+    Rows,
+    attended,
+    largest_seen,
+    reduce_rows,
+)
 from monitor.stimuli import AttentionTarget, Stimulus
+
+# In how many rows the largest score is sought: it is below the true one by less than the log of the
+# keys in view, and true where attention is sharp, which is where scores are large.
+_ROWS_SOUGHT = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -122,8 +134,9 @@ class SelfAttention:
         def summed(rows: Tensor) -> Tensor:
             return rows[..., 1:].sum(-1).expand(heads).cpu()
 
-        entropy = normalized = None
+        entropy = normalized = largest = None
         if stimulus.entropy:
+            largest = self._largest(keys, normalizer.where(view.row_length > 0, -math.inf)).cpu()
             rows = normalizer - self._scale * (query * mixed).sum(-1)
             # A row whose every key is hidden shows nothing.
             rows = rows.where(view.row_length > 0, 0.0)
@@ -141,6 +154,7 @@ class SelfAttention:
             normalized_entropy=normalized,
             uniform_entropy=summed(log_length),
             causal=view.causal,
+            largest_logit=largest,
             offsets=None if offsets is None else offsets.attended,
             uniform_offsets=None if offsets is None else offsets.uniform,
         )
@@ -157,7 +171,7 @@ class SelfAttention:
         if self.bias is not None:
             scores += self.bias[:, :, block]
             in_view = in_view & (self.bias[:, :, block] > -math.inf)
-        return softmax_in_view(scores, in_view), in_view
+        return attended(scores, in_view)
 
     def _offsets(
         self, keys: Float[Tensor, "batch head key feature"], stimulus: Stimulus
@@ -165,24 +179,46 @@ class SelfAttention:
         """How far back is attended, from the rows of the sampled queries."""
         offsets = Offsets.none(stimulus, keys.shape[1])
         batch, samples = offsets.sampled.shape
+        weights, in_view, _ = self._rows_at(
+            keys, offsets.sampled[:, None].expand(-1, keys.shape[1], -1)
+        )
         each = torch.arange(batch, device=keys.device)[:, None].expand(-1, samples)
-        rows = self.query[each, :, offsets.sampled].float()
-        # The model may be in an autocast region of its own.
-        with torch.autocast(keys.device.type, enabled=False):
-            scores = torch.einsum("bshf,bhkf->bshk", rows, keys) * self._scale
-        in_view = torch.ones_like(scores, dtype=torch.bool)
-        if self.is_causal:
-            later = torch.arange(keys.shape[2], device=keys.device) > offsets.sampled[..., None]
-            in_view = in_view & ~later[:, :, None]
-        if self.bias is not None:
-            in_view = in_view & (
-                self.bias.expand(batch, -1, -1, -1)[each, :, offsets.sampled] > -math.inf
-            )
-        weights = softmax_in_view(scores, in_view)
         offsets.add_rows(
-            each.flatten(), offsets.sampled.flatten(), weights.flatten(0, 1), in_view.flatten(0, 1)
+            each.flatten(),
+            offsets.sampled.flatten(),
+            weights.transpose(1, 2).flatten(0, 1),
+            in_view.expand_as(weights).transpose(1, 2).flatten(0, 1),
         )
         return offsets
+
+    def _largest(
+        self,
+        keys: Float[Tensor, "batch head key feature"],
+        normalizer: Float[Tensor, "batch head query"],
+    ) -> Float[Tensor, "batch head"]:
+        """The largest score of the rows whose log-sum-exp, which bounds it, is largest."""
+        at = normalizer.topk(min(_ROWS_SOUGHT, normalizer.shape[-1])).indices
+        _, _, scores = self._rows_at(keys, at)
+        return largest_seen(scores)
+
+    def _rows_at(
+        self,
+        keys: Float[Tensor, "batch head key feature"],
+        at: Int[Tensor, "batch head row"],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The attention of some queries of each head."""
+        each = at[..., None]
+        query = self.query.gather(2, each.expand(-1, -1, -1, keys.shape[-1])).float()
+        # The model may be in an autocast region of its own.
+        with torch.autocast(keys.device.type, enabled=False):
+            scores = query @ keys.transpose(-1, -2) * self._scale
+        in_view = torch.ones_like(scores, dtype=torch.bool)
+        if self.is_causal:
+            in_view = torch.arange(keys.shape[2], device=keys.device) <= each
+        if self.bias is not None:
+            bias = self.bias.expand(*at.shape[:2], -1, -1)
+            in_view = in_view & (bias.gather(2, each.expand_as(scores)) > -math.inf)
+        return attended(scores, in_view)
 
     def _mass(
         self,

@@ -5,6 +5,7 @@ Shapes: `batch head query key`; `row` is a query of the block that is held at a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,8 +22,13 @@ BLOCK_BYTES = 8 * 2**20
 # A score this low hides a key: exp of it is 0 in every floating point type.
 HIDDEN = -1e4
 
-# The attention of some queries, and which keys they have in view.
-Rows = tuple[Float[Tensor, "batch head row key"], Bool[Tensor, "#batch #head row key"]]
+# The attention of some queries, which keys they have in view, and the largest score of each: -inf
+# where no key is in view, None where no scores are seen.
+Rows = tuple[
+    Float[Tensor, "batch head row key"],
+    Bool[Tensor, "#batch #head row key"],
+    Float[Tensor, "batch head row"] | None,
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -46,7 +52,7 @@ class Pattern:
             in_view = everything.tril() if causal else everything
 
         def rows(block: slice) -> Rows:
-            return self.weights[:, :, block].float(), in_view[:, :, block]
+            return self.weights[:, :, block].float(), in_view[:, :, block], None
 
         return reduce_rows(rows, stimulus, heads=self.weights.shape[1]), None
 
@@ -63,8 +69,7 @@ class Scores:
         def rows(block: slice) -> Rows:
             scores = self.scores[:, :, block].float()
             # Written so that what is not a number is in view, and shows.
-            in_view = ~(scores <= HIDDEN)
-            return softmax_in_view(scores, in_view), in_view
+            return attended(scores, ~(scores <= HIDDEN))
 
         return reduce_rows(rows, stimulus, heads=self.scores.shape[1]), None
 
@@ -116,12 +121,19 @@ class Offsets:
             total.index_add_(0, sequence.cpu(), mean.to(total.dtype).cpu())
 
 
-def softmax_in_view(
+def attended(
     scores: Float[Tensor, "batch head row key"], in_view: Bool[Tensor, "#batch #head row key"]
-) -> Float[Tensor, "batch head row key"]:
-    """The softmax over the keys in view: none at all, and not NaN, in a row that has no key."""
-    weights = scores.masked_fill(~in_view, float("-inf")).softmax(-1)
-    return weights.masked_fill_(~in_view.any(-1, keepdim=True), 0.0)
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The rows of a softmax over the keys in view: no attention, not NaN, where there is no key."""
+    scores = scores.masked_fill(~in_view, -math.inf)
+    weights = scores.softmax(-1).masked_fill_(~in_view.any(-1, keepdim=True), 0.0)
+    return weights, in_view, scores.amax(-1)
+
+
+def largest_seen(scores: Float[Tensor, "batch head row"]) -> Float[Tensor, "batch head"]:
+    """The largest of the rows' largest scores: 0 where no key is in view."""
+    largest = scores.amax(-1)
+    return largest.masked_fill(largest == -math.inf, 0.0)
 
 
 def reduce_rows(rows: Callable[[slice], Rows], stimulus: Stimulus, *, heads: int) -> LayerAttention:
@@ -132,9 +144,10 @@ def reduce_rows(rows: Callable[[slice], Rows], stimulus: Stimulus, *, heads: int
     uniform = {name: torch.zeros(batch, heads) for name in stimulus.targets}
     entropy, normalized, uniform_entropy = (torch.zeros(batch, heads) for _ in range(3))
     causal = True
+    largest: list[Tensor] = []
     offsets = None if stimulus.sampled is None else Offsets.none(stimulus, heads)
     for start in range(0, positions, size):
-        weights, in_view = rows(slice(start, start + size))
+        weights, in_view, scores = rows(slice(start, start + size))
         length = in_view.sum(-1).clamp(min=1)
         evenly = in_view / length[..., None]
         causal = causal and not bool(in_view.triu(start + 1).any())
@@ -155,6 +168,8 @@ def reduce_rows(rows: Callable[[slice], Rows], stimulus: Stimulus, *, heads: int
             surprise = torch.special.entr(weights[:, :, later]).sum(-1)
             entropy += surprise.sum(-1).cpu()
             normalized += (surprise / log_length).where(log_length > 0, 0.0).sum(-1).cpu()
+            if scores is not None:
+                largest.append(scores.amax(-1, keepdim=True).cpu())
     return LayerAttention(
         mass=mass,
         uniform=uniform,
@@ -162,6 +177,7 @@ def reduce_rows(rows: Callable[[slice], Rows], stimulus: Stimulus, *, heads: int
         normalized_entropy=normalized if stimulus.entropy else None,
         uniform_entropy=uniform_entropy,
         causal=causal,
+        largest_logit=largest_seen(torch.cat(largest, dim=-1)) if largest else None,
         offsets=None if offsets is None else offsets.attended,
         uniform_offsets=None if offsets is None else offsets.uniform,
     )

@@ -13,11 +13,11 @@ the stimulus draws a period for each sequence; and attention is a pattern, not y
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 from torch import Tensor
 
 from monitor.attention import LayerAttention
@@ -99,6 +99,14 @@ SPEC = ProbeSpec(
             null="1: " + _UNIFORM,
             fooled_by="Short rows weigh as much as long ones.",
         ),
+        Field(
+            name="largest_logit",
+            help="Largest score that the softmax gets in a sequence, mean over sequences: training "
+            "that diverges lets it grow (Wortsman et al. 2023). Where attention is blunt it can be "
+            "below the true one, by less than the log of the keys in view.",
+            null="0: queries and keys that have nothing to do with each other",
+            fooled_by="What is added to all scores of a query changes it and nothing else.",
+        ),
     ),
     needs=(("repeated", "attention"), ("text", "attention")),
 )
@@ -141,6 +149,7 @@ def compute(evidence: Evidence) -> dict[str, Any]:
     normalized = torch.cat([_present(layer.normalized_entropy) for layer in layers], dim=1)
     ones = torch.full_like(uniform, positions - 1)
     columns |= _estimates("normalized_entropy", normalized, ones, queries)
+    columns.update(_largest(layers))
     heads = [(layer, head) for layer in layers for head in range(layer.uniform_entropy.shape[1])]
     return columns | {
         "layer": [layer.layer for layer, _ in heads],
@@ -162,11 +171,19 @@ def _estimates(
     field: str,
     total: Float[Tensor, "batch head"],
     uniform: Float[Tensor, "batch head"],
-    queries: Int[Tensor, " batch"],
+    queries: Num[Tensor, " batch"],
 ) -> dict[str, Float[Tensor, " head"]]:
     mean, stderr = pooled_mean(total, queries)
     null, _ = pooled_mean(uniform, queries)
     return {field: mean, f"{field}_stderr": stderr, f"{field}_null": null}
+
+
+def _largest(layers: Sequence[LayerAttention]) -> Mapping[str, Float[Tensor, " head"] | None]:
+    shown = [layer.largest_logit for layer in layers if layer.largest_logit is not None]
+    if len(shown) < len(layers):
+        return dict.fromkeys(("largest_logit", "largest_logit_stderr", "largest_logit_null"))
+    largest = torch.cat(shown, dim=1)
+    return _estimates("largest_logit", largest, torch.zeros_like(largest), torch.ones(len(largest)))
 
 
 def _same_offset(

@@ -12,10 +12,10 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -40,50 +40,103 @@ class StoredFile:
     stamp: tuple[int, int, int]
 
 
+class UnknownRunError(LookupError):
+    """Its name, and those of the runs that there are."""
+
+
 class Folder:
     """The tables under `root`, as they are now.
 
-    `kept` bounds the bytes that are remembered of what was read.
+    `kept` bounds the bytes that are remembered of files that were read whole.
     """
 
-    def __init__(self, root: Path, *, kept: int = 512 << 20) -> None:
+    def __init__(self, root: Path, *, kept: int = 128 << 20) -> None:
         self.root = root
         self._kept_most, self._kept_bytes = kept, 0
         self._listed: dict[Path, tuple[int, list[StoredFile]]] = {}
-        self._read: OrderedDict[tuple[Any, ...], pa.Table | None] = OrderedDict()
+        self._read: OrderedDict[tuple[StoredFile, bool], pa.Table | None] = OrderedDict()
         self._said: set[StoredFile] = set()
+        self._steps: dict[str, tuple[dict[str, list[StoredFile]], dict[int, frozenset[str]]]] = {}
         self._lock = threading.RLock()
 
-    def tables(self) -> dict[str, dict[str, list[StoredFile]]]:
-        """The files of every run of every table, in order of their numbers."""
-        with self._lock:
-            return {
-                table.name: {
-                    run.name.removeprefix("run="): files
-                    for run in _folders(table)
-                    if run.name.startswith("run=") and (files := self._files(run))
-                }
-                for table in _folders(self.root)
-                if not table.name.startswith(("_", "."))
-            }
+    def runs(self) -> dict[str, dict[str, list[StoredFile]]]:
+        """By run and table, the files in order of their numbers."""
+        by_run: dict[str, dict[str, list[StoredFile]]] = {}
+        for table, folders in self._folders().items():
+            for run, folder in folders.items():
+                if files := self._files(folder):
+                    by_run.setdefault(run, {})[table] = files
+        return by_run
 
-    def read(
-        self,
-        file: StoredFile,
-        what: tuple[Any, ...] = (),
-        pick: Callable[[pa.Table], pa.Table] = lambda table: table,
-        columns: Sequence[str] | None = None,
-    ) -> pa.Table | None:
-        """What `pick` takes of a file, remembered under the name `what`.
+    def of_run(self, run: str) -> dict[str, list[StoredFile]]:
+        """By table, the files of one run. Raises `UnknownRunError` where there is no such run."""
+        folders = self._folders()
+        found = {
+            table: files
+            for table, of_table in folders.items()
+            if run in of_table and (files := self._files(of_table[run]))
+        }
+        if not found:
+            known = sorted({run for of_table in folders.values() for run in of_table})
+            raise UnknownRunError(run, known)
+        return found
+
+    def steps(self, run: str, of_run: Mapping[str, list[StoredFile]]) -> dict[int, frozenset[str]]:
+        """By measured step, the tables of a run (as of `of_run`) that have it, in order."""
+        lists = {table: files for table, files in of_run.items() if table not in NOT_BY_STEP}
+        known, steps = self._steps.get(run, ({}, {}))
+        # What is listed only once is the same list.
+        if known.keys() == lists.keys() and all(known[t] is files for t, files in lists.items()):
+            return steps
+        tables: dict[int, list[str]] = {}
+        for table, files in lists.items():
+            for file in files:
+                tables.setdefault(file.number, []).append(table)
+        steps = {step: frozenset(tables[step]) for step in sorted(tables)}
+        self._steps[run] = (lists, steps)
+        return steps
+
+    def schema(self, file: StoredFile) -> pa.Schema | None:
+        """The columns of a file, with what is declared of them; None as of `load`."""
+        rows = self._remembered(file, whole=False)
+        return None if rows is None else rows.schema
+
+    def read(self, file: StoredFile) -> pa.Table | None:
+        """All of a file, remembered; None as of `load`."""
+        return self._remembered(file, whole=True)
+
+    def load(self, file: StoredFile, columns: Sequence[str] | None = None) -> pa.Table | None:
+        """These columns of a file, as far as it has them.
 
         None where the file is gone or none of ours, which is said once.
         """
-        key = (file.path, file.stamp, *what)
+        try:
+            # Few words for many rows: they are told apart by their numbers.
+            words = [c for c in columns or () if c == "validity"]
+            stored = pq.ParquetFile(file.path, read_dictionary=words)
+            there = stored.schema_arrow
+            if not is_ours(there):
+                raise ValueError("phasewatch did not write it")
+            wanted = None if columns is None else [c for c in columns if c in there.names]
+            return stored.read(wanted, use_threads=False)
+        except FileNotFoundError:
+            return None
+        except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+            with self._lock:
+                new = file not in self._said
+                self._said.add(file)
+                self._listed.pop(file.path.parent, None)
+            if new:
+                _log.warning("%s is left out: %s", file.path, error)
+            return None
+
+    def _remembered(self, file: StoredFile, *, whole: bool) -> pa.Table | None:
+        key = (file, whole)
         with self._lock:
             if key in self._read:
                 self._read.move_to_end(key)
                 return self._read[key]
-        table = self._load(file, pick, columns)
+        table = self.load(file, None if whole else ())
         with self._lock:
             if key not in self._read:
                 self._read[key] = table
@@ -92,37 +145,25 @@ class Folder:
                     self._kept_bytes -= _bytes(self._read.popitem(last=False)[1])
         return table
 
-    def _load(
-        self,
-        file: StoredFile,
-        pick: Callable[[pa.Table], pa.Table],
-        columns: Sequence[str] | None,
-    ) -> pa.Table | None:
-        try:
-            stored = pq.ParquetFile(file.path)
-            if not is_ours(stored.schema_arrow):
-                raise ValueError("phasewatch did not write it")
-            there = (
-                None if columns is None else [c for c in columns if c in stored.schema_arrow.names]
-            )
-            # A table of its own, so that what was picked does not keep the whole file in memory.
-            return pick(stored.read(there, use_threads=False)).combine_chunks()
-        except FileNotFoundError:
-            return None
-        except (pa.ArrowException, OSError, ValueError) as error:
-            with self._lock:
-                new = file not in self._said
-                self._said.add(file)
-            if new:
-                _log.warning("%s is left out: %s", file.path, error)
-            return None
+    def _folders(self) -> dict[str, dict[str, Path]]:
+        """By table and run, the folder."""
+        return {
+            table.name: {
+                run.name.removeprefix("run="): run
+                for run in _folders(table)
+                if run.name.startswith("run=")
+            }
+            for table in _folders(self.root)
+            if not table.name.startswith(("_", "."))
+        }
 
     def _files(self, folder: Path) -> list[StoredFile]:
         try:
             changed = folder.stat().st_mtime_ns
-            known = self._listed.get(folder)
-            if known is not None and known[0] == changed:
-                return known[1]
+            with self._lock:
+                known = self._listed.get(folder)
+                if known is not None and known[0] == changed:
+                    return known[1]
             now = time.time_ns()
             with os.scandir(folder) as entries:
                 files = [
@@ -135,14 +176,21 @@ class Folder:
         except OSError:
             return []
         files.sort(key=lambda file: file.number)
-        if now - changed > _TICK_NS:
-            self._listed[folder] = (changed, files)
+        with self._lock:
+            # What cannot be read may still be growing where it lies.
+            if now - changed > _TICK_NS and self._said.isdisjoint(files):
+                self._listed[folder] = (changed, files)
         return files
 
 
-def spec_of(table: pa.Table) -> ProbeSpec | None:
+def spec_of(schema: pa.Schema) -> ProbeSpec | None:
     """The declaration of the probe that measured a table, or None where none did."""
-    told = json.loads(table.schema.metadata[METADATA_KEY]).get("probe")
+    return _spec(schema.metadata[METADATA_KEY])
+
+
+@lru_cache(maxsize=1_000)
+def _spec(metadata: bytes) -> ProbeSpec | None:
+    told = json.loads(metadata).get("probe")
     if told is None:
         return None
     told["dims"] = tuple(Dim(**dim) for dim in told["dims"])

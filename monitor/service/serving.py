@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import html
-import io
-import json
 import logging
 import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from urllib.parse import quote
 
 import anyio
 import uvicorn
@@ -21,31 +18,18 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from monitor.service import telling
-from monitor.service.following import Folder
+from monitor.service import charting, pages, telling
+from monitor.service.charting import Asked, Charts
+from monitor.service.describing import ENDPOINTS, described
+from monitor.service.events import News
+from monitor.service.following import Folder, UnknownRunError
+from monitor.service.gathering import Gatherer
+from monitor.service.leading import Leads
 from monitor.sinks.prometheus import bound_socket
 
 _log = logging.getLogger("phasewatch")
 
 _POLL, _HEARTBEAT = 1.0, 15.0
-
-# By path: what it answers, and its parameters with whether each is needed.
-_PATHS: dict[str, tuple[str, dict[str, bool]]] = {
-    "/": ("The runs, as a page.", {}),
-    "/api/runs": ("Every run and its state.", {}),
-    "/api/tables": ("The tables of a run, as their probes declare them.", {"run": True}),
-    "/api/series": (
-        "A field along an axis. Other parameters are dimensions, such as layer=3; run can repeat.",
-        dict.fromkeys(("run", "table", "field"), True)
-        | dict.fromkeys(("axis", "points", "format"), False),
-    ),
-    "/api/transitions": ("What was said of changes in a run.", {"run": True}),
-    "/api/events": ("Server-sent events: one for each new measurement.", {}),
-    "/metrics": ("The latest values of all runs, for Prometheus.", {}),
-    "/healthz": ("Whether the service lives.", {}),
-    "/readyz": ("Whether the root can be read.", {}),
-    "/openapi.json": ("This description.", {}),
-}
 
 
 class Service:
@@ -64,15 +48,20 @@ class Service:
         budget: int = 2_000,
     ) -> None:
         self._folder, self._budget = Folder(Path(root)), budget
+        self._gatherer = Gatherer(self._folder)
+        self._leads = Leads(self._folder)
+        self._charts = Charts(self._folder, self._gatherer)
         bound = bound_socket(host, port, "runs")
         name, number = bound.getsockname()[:2]
         self.url = f"http://{f'[{name}]' if ':' in name else name}:{number}"
         by_path = {
-            "/": self._index,
+            "/runs": self._index,
             "/api/runs": self._runs,
             "/api/tables": self._tables,
             "/api/series": self._series,
+            "/api/rows": self._rows,
             "/api/transitions": self._transitions,
+            "/api/leads": self._leading,
             "/api/events": self._events,
             "/metrics": self._metrics,
             "/healthz": self._healthz,
@@ -80,8 +69,16 @@ class Service:
             "/openapi.json": self._openapi,
         }
         app = Starlette(
-            routes=[Route(path, by_path[path]) for path in _PATHS],
-            exception_handlers={HTTPException: _refused, ValueError: _wrong, LookupError: _absent},
+            routes=[
+                *(Route(path, by_path[path]) for path in ENDPOINTS),
+                Route("/", self._page),
+                Route("/page/{name:path}", self._page),
+            ],
+            exception_handlers={
+                HTTPException: _refused,
+                ValueError: _wrong,
+                UnknownRunError: _absent,
+            },
         )
         settings = uvicorn.Config(
             app, lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=1
@@ -100,11 +97,19 @@ class Service:
         """Stops listening."""
         self._server.should_exit = True
         self._thread.join(timeout=5)
+        self._gatherer.close()
+        self._leads.close()
+
+    def _page(self, request: Request) -> Response:
+        told = pages.answer(request.path_params.get("name", "index.html"))
+        if told is None:
+            raise HTTPException(404)
+        return told
 
     def _index(self, _request: Request) -> Response:
         rows = "".join(
-            f'<tr><th scope="row"><a href="/api/tables?run={(name := html.escape(run["run"]))}">'
-            f"{name}</a></th><td>{run['state']}</td><td>{run['last_step']}</td></tr>"
+            f'<tr><th scope="row"><a href="/api/tables?run={quote(run["run"])}">'
+            f"{html.escape(run['run'])}</a></th><td>{run['state']}</td><td>{run['last_step']}</td></tr>"
             for run in telling.runs(self._folder)
         )
         found = (
@@ -126,55 +131,53 @@ class Service:
         return JSONResponse(telling.tables(self._folder, _needed(request, "run")))
 
     def _transitions(self, request: Request) -> Response:
-        return JSONResponse(telling.transitions(self._folder, _needed(request, "run")))
+        runs, axis = _runs_of(request), request.query_params.get("axis", "step")
+        return JSONResponse(charting.transitions(self._folder, self._gatherer, runs, axis))
+
+    def _leading(self, request: Request) -> Response:
+        axis = request.query_params.get("axis", "step")
+        return JSONResponse(self._leads.told(_runs_of(request), axis))
 
     def _series(self, request: Request) -> Response:
         asked = request.query_params
-        table, field = _needed(request, "table"), _needed(request, "field")
-        _needed(request, "run")
-        points, form = asked.get("points", "1000"), asked.get("format", "json")
-        if not (points.isascii() and points.isdecimal() and 4 <= int(points) <= 100_000):
-            raise ValueError(f"points={points!r}: expected a whole number from 4 to 100000")
-        if form not in ("json", "csv"):
-            raise ValueError(f"format={form!r}: expected json or csv")
-        dims = {k: v for k, v in asked.items() if k not in _PATHS["/api/series"][1]}
-        rows = [
-            row
-            for run in dict.fromkeys(asked.getlist("run"))
-            for row in telling.series(
-                self._folder,
-                run,
-                table=table,
-                field=field,
+        known = ENDPOINTS["/api/series"].takes
+        text, kind = self._charts.series(
+            _runs_of(request),
+            Asked(
+                table=_needed(request, "table"),
+                field=_needed(request, "field"),
                 axis=asked.get("axis", "step"),
-                dims=dims,
-                points=int(points),
-            )
-        ]
-        if form == "json":
-            return JSONResponse(rows)
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)))
-        writer.writeheader()
-        writer.writerows(rows)
-        return Response(text.getvalue(), media_type="text/csv")
+                dims={name: value for name, value in asked.items() if name not in known},
+                points=_count(request, "points", 4, 100_000) or 1_000,
+                top=_count(request, "top", 1, 1_000),
+            ),
+            asked.get("format", "json"),
+        )
+        return Response(text, media_type=kind)
+
+    def _rows(self, request: Request) -> Response:
+        text, kind = charting.rows(
+            self._folder,
+            _needed(request, "run"),
+            table=_needed(request, "table"),
+            step=_count(request, "step", 0, 2**62),
+            fields=request.query_params.getlist("field"),
+            form=request.query_params.get("format", "columns"),
+        )
+        return Response(text, media_type=kind)
 
     async def _events(self, _request: Request) -> Response:
         return StreamingResponse(self._told(), media_type="text/event-stream")
 
     async def _told(self) -> AsyncIterator[str]:
-        known = await anyio.to_thread.run_sync(telling.latest, self._folder)
+        news = News(await anyio.to_thread.run_sync(telling.latest, self._folder))
         yield ": connected\n\n"
         said = time.monotonic()
         while not self._server.should_exit:
             await anyio.sleep(_POLL)
-            now = await anyio.to_thread.run_sync(telling.latest, self._folder)
-            for run, step in now.items():
-                if known.get(run) != step:
-                    said = time.monotonic()
-                    told = json.dumps({"run": run, "step": step})
-                    yield f"event: measurement\ndata: {told}\n\n"
-            known = now
+            for event in news.look(await anyio.to_thread.run_sync(telling.latest, self._folder)):
+                said = time.monotonic()
+                yield event
             if time.monotonic() - said > _HEARTBEAT:
                 said = time.monotonic()
                 yield ": still here\n\n"
@@ -193,32 +196,21 @@ class Service:
         return JSONResponse({"status": "ok"})
 
     def _openapi(self, _request: Request) -> Response:
-        return JSONResponse(_described())
+        return JSONResponse(described())
 
 
-def _described() -> dict[str, Any]:
-    return {
-        "openapi": "3.1.0",
-        "info": {"title": "phasewatch", "version": "1"},
-        "paths": {
-            path: {
-                "get": {
-                    "summary": summary,
-                    "parameters": [
-                        {
-                            "name": name,
-                            "in": "query",
-                            "required": need,
-                            "schema": {"type": "string"},
-                        }
-                        for name, need in parameters.items()
-                    ],
-                    "responses": {"200": {"description": summary}},
-                }
-            }
-            for path, (summary, parameters) in _PATHS.items()
-        },
-    }
+def _runs_of(request: Request) -> list[str]:
+    _needed(request, "run")
+    return [*dict.fromkeys(request.query_params.getlist("run"))]
+
+
+def _count(request: Request, name: str, least: int, most: int) -> int | None:
+    text = request.query_params.get(name)
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdecimal() and len(text) < 20 and least <= int(text) <= most):
+        raise ValueError(f"{name}={text!r}: expected a whole number from {least} to {most}")
+    return int(text)
 
 
 def _needed(request: Request, name: str) -> str:
@@ -232,7 +224,7 @@ def _error(status: int, error: str, expected: str, do: str) -> Response:
 
 
 async def _wrong(request: Request, error: Exception) -> Response:
-    expected, _ = _PATHS[request.url.path]
+    expected = ENDPOINTS[request.url.path].help
     return _error(400, str(error), expected, "see /openapi.json and /api/tables?run=…")
 
 
@@ -244,4 +236,6 @@ async def _absent(_request: Request, error: Exception) -> Response:
 async def _refused(request: Request, error: Exception) -> Response:
     status = getattr(error, "status_code", 404)
     at = f"{request.method} {request.url.path}"
-    return _error(status, f"{at} is not served", f"GET of one of {[*_PATHS]}", "see /openapi.json")
+    return _error(
+        status, f"{at} is not served", f"GET of one of {[*ENDPOINTS]}", "see /openapi.json"
+    )

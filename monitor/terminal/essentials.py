@@ -86,9 +86,15 @@ class Essentials:
     elapsed: float = math.nan
 
 
-def essentials(folder: Folder, about: Mapping[str, Any], axis: Axis) -> Essentials:
-    """Reads what there is of the run that `about` is about, as `telling.runs` tells it."""
-    tables = _Tables(folder, about["run"])
+Kept = dict[tuple[StoredFile, tuple[str, ...]], pa.Table]
+"""Columns of files that were read before."""
+
+
+def essentials(folder: Folder, about: Mapping[str, Any], axis: Axis, kept: Kept) -> Essentials:
+    """Reads what there is of the run that `about` is about, as `telling.runs` tells it, and keeps
+    in `kept` what need not be read again.
+    """
+    tables = _Tables(folder, about["run"], kept)
     # Where tokens were not counted there is no such axis.
     along_what: Axis = "step" if about[axis if axis != "step" else "last_step"] is None else axis
     heads = tables.of("induction", "layer", "head", *(c for f in _HEADS for c in _columns(f)))
@@ -128,7 +134,7 @@ def _cost(folder: Folder, run: str) -> tuple[float, float]:
 
 
 def _attempts(folder: Folder, run: str) -> list[dict[str, Any]]:
-    files = folder.tables().get("attempts", {}).get(run, [])
+    files = folder.of_run(run).get("attempts", [])
     read = (folder.read(file) for file in files)
     return [row for rows in read if rows is not None for row in rows.to_pylist()]
 
@@ -136,12 +142,10 @@ def _attempts(folder: Folder, run: str) -> list[dict[str, Any]]:
 class _Tables:
     """The tables of one run."""
 
-    def __init__(self, folder: Folder, run: str) -> None:
-        self._folder = folder
+    def __init__(self, folder: Folder, run: str, kept: Kept) -> None:
+        self._folder, self._kept = folder, kept
         self._files = {
-            name: of[run]
-            for name, of in folder.tables().items()
-            if run in of and name not in NOT_BY_STEP
+            name: files for name, files in folder.of_run(run).items() if name not in NOT_BY_STEP
         }
 
     @property
@@ -181,14 +185,23 @@ class _Tables:
         return found
 
     def _read(self, files: Sequence[StoredFile], columns: Sequence[str]) -> pd.DataFrame:
-        wanted = ["step", "tokens", "time", *columns, "n", "validity"]
-        read = (self._folder.read(file, ("watch", *wanted), columns=wanted) for file in files)
+        wanted = ("step", "tokens", "time", *columns, "n", "validity")
+        read = (self._load(file, wanted) for file in files)
         # What phasewatch says of a table differs from one attempt to the next.
         there = [rows.replace_schema_metadata() for rows in read if rows is not None]
         if not there:
-            return pd.DataFrame(columns=wanted)
+            return pd.DataFrame(columns=list(wanted))
         frame: pd.DataFrame = pa.concat_tables(there, promote_options="default").to_pandas()
-        return frame.reindex(columns=wanted).sort_values("step", kind="stable")
+        frame = frame.reindex(columns=list(wanted)).astype({"validity": object})
+        return frame.sort_values("step", kind="stable")
+
+    def _load(self, file: StoredFile, columns: tuple[str, ...]) -> pa.Table | None:
+        if (file, columns) not in self._kept:
+            rows = self._folder.load(file, columns)
+            if rows is None:
+                return None
+            self._kept[file, columns] = rows
+        return self._kept[file, columns]
 
 
 def _columns(field: str) -> tuple[str, str, str]:

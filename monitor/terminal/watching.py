@@ -21,7 +21,7 @@ from rich.live import Live
 
 from monitor.service import telling
 from monitor.service.following import Folder
-from monitor.terminal.essentials import Axis, Essentials, essentials, started
+from monitor.terminal.essentials import Axis, Essentials, Kept, essentials, started
 from monitor.terminal.saying import plain
 from monitor.terminal.view import View
 
@@ -48,6 +48,7 @@ class Watching:
         self._folder = Folder(root)
         self._known: tuple[Any, ...] = ()
         self._seen: Essentials | None = None
+        self._kept: Kept = {}
 
     def look(self) -> tuple[Essentials | None, list[Mapping[str, Any]]]:
         """What there is to see now of the run that is looked at, and the other runs.
@@ -61,8 +62,11 @@ class Watching:
             return None, list(runs)
         # Reading all of its files again is worth while only where there is another one.
         known = tuple(about.items())
+        if self._seen is None or self._seen.about["run"] != about["run"]:
+            self._kept.clear()
         if self._seen is None or known != self._known:
-            self._seen, self._known = essentials(self._folder, about, self._axis), known
+            self._seen = essentials(self._folder, about, self._axis, self._kept)
+            self._known = known
         return self._seen, [one for one in runs if one is not about]
 
     def missing(self) -> str:

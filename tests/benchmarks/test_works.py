@@ -29,8 +29,10 @@ def test_transformer_lens_does_the_same_work(make):
     stimulus = stimulus_for(model, 3, 40)
     layers, _ = transformer_lens(model)(stimulus)
     columns = attention_probe(model)(stimulus)
+    # All but the logits, which it would have to keep as well.
     assert layers[0].keys() == {name for name in columns if f"{name}_null" in columns} - {
-        "previous_token_text"
+        "previous_token_text",
+        "largest_logit",
     }
     for name in layers[0]:
         fields = torch.cat([layer[name] for layer in layers])

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from monitor.anatomy import find_language_model
 from monitor.attention import (
     LayerAttention,
+    Pattern,
     SelfAttention,
     kernels,
     projected,
@@ -21,7 +22,7 @@ from monitor.attention import (
 from monitor.capture import observe
 from monitor.stimuli import Stimulus, repeated
 from tests.models import AttentionOnly
-from tests.oracles.attention import pattern
+from tests.oracles.attention import masked_scores, pattern
 
 BATCH, HEADS, POSITIONS, FEATURES = 3, 4, 24, 8
 NO_KEYS = -1e30
@@ -129,10 +130,14 @@ def reduce(call: dict, stimulus: Stimulus = STIMULUS) -> tuple[LayerAttention, T
     return attending.reduce(stimulus)
 
 
+# Of a call, what decides where it attends.
+ARGUMENTS = ("query", "key", "attn_mask", "is_causal", "scale")
+
+
 def check(found: LayerAttention, call: dict) -> None:
     """Compares with sums over the whole softmax, as means over queries."""
-    names = ("query", "key", "attn_mask", "is_causal", "scale")
-    weights, visible = pattern(**{name: call[name] for name in names if name in call})
+    asked = {name: call[name] for name in ARGUMENTS if name in call}
+    weights, visible = pattern(**asked)
     visible = visible.expand(BATCH, HEADS, -1, -1)
     in_view = visible.sum(-1)
     for name, target in STIMULUS.targets.items():
@@ -159,6 +164,11 @@ def check(found: LayerAttention, call: dict) -> None:
         got = getattr(found, what) / (POSITIONS - 1)
         torch.testing.assert_close(got.double(), values.mean(-1), atol=ENTROPY, rtol=0, msg=what)
     assert found.causal == (not visible.triu(1).any())
+    scores, visible = masked_scores(**asked)
+    top = scores.masked_fill(~visible, float("-inf")).amax((-1, -2))
+    below = (top - found.largest_logit.double()).where(top.isfinite(), 0.0)
+    assert below.min() > -ENTROPY
+    assert (below <= in_view.amax(-1).double().log() + ENTROPY).all()
 
 
 def hold(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,10 +256,29 @@ def test_an_output_that_falls_out_is_the_callers_own(name):
         torch.testing.assert_close(output, expected, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", CALLS)
+def test_the_largest_logit_is_exact_where_scores_are_large(name, monkeypatch):
+    """Whatever else the query with the largest score attends to weighs nothing beside it."""
+    call = CALLS[name] | {"scale": 30.0}
+    scores, visible = masked_scores(**{k: v for k, v in call.items() if k in ARGUMENTS})
+    expected = scores.masked_fill(~visible, float("-inf")).amax((-1, -2))
+    assert expected.min() > 50
+    for kernel in (True, False):
+        if not kernel:
+            monkeypatch.setattr(kernels, "_KERNELS", {})
+        found, _ = reduce(call)
+        torch.testing.assert_close(found.largest_logit.double(), expected, rtol=1e-5, atol=0)
+
+
+def test_patterns_alone_show_no_logits():
+    weights = torch.full((BATCH, HEADS, POSITIONS, POSITIONS), 1 / POSITIONS)
+    assert Pattern(weights=weights).reduce(STIMULUS)[0].largest_logit is None
+
+
 def test_without_entropy_the_rest_is_the_same():
     plain, _ = reduce(CALLS["causal flag"], replace(STIMULUS, entropy=False))
     full, _ = reduce(CALLS["causal flag"])
-    assert plain.entropy is plain.normalized_entropy is None
+    assert plain.entropy is plain.normalized_entropy is plain.largest_logit is None
     for target in STIMULUS.targets:
         torch.testing.assert_close(plain.mass[target], full.mass[target])
     torch.testing.assert_close(plain.uniform_entropy, full.uniform_entropy)
@@ -292,6 +321,7 @@ def test_rows_that_see_nothing_count_nothing():
         assert values[2].eq(0).all()
         assert values[:2].gt(0).all()
     assert found.normalized_entropy[2].eq(0).all()
+    assert found.largest_logit[2].eq(0).all()
 
 
 @pytest.mark.parametrize("mask", [None, causal_mask() & (distance() < 6)], ids=["causal", "window"])
@@ -299,7 +329,8 @@ def test_not_a_number_is_never_taken_for_no_attention(mask):
     call = inputs() | ({"is_causal": True} if mask is None else {"attn_mask": mask})
     call["query"][:, 1] = float("nan")
     found, _ = reduce(call)
-    for values in (*found.mass.values(), found.entropy, found.normalized_entropy):
+    told = (found.entropy, found.normalized_entropy, found.largest_logit)
+    for values in (*found.mass.values(), *told):
         assert values[:, 1].isnan().all()
         assert values[:, [0, 2, 3]].isfinite().all()
 
@@ -333,6 +364,7 @@ def test_joined_parts_are_the_whole():
         torch.testing.assert_close(joined.uniform[target], whole.uniform[target])
     torch.testing.assert_close(joined.entropy, whole.entropy)
     torch.testing.assert_close(joined.normalized_entropy, whole.normalized_entropy)
+    torch.testing.assert_close(joined.largest_logit, whole.largest_logit)
     assert not LayerAttention.join([parts[0], replace(parts[1], causal=False)]).causal
 
 

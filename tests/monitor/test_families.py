@@ -164,7 +164,7 @@ def check(table: pd.DataFrame, shown: Shown, on_text: Shown) -> None:
         sampled=STIMULUS.sampled,
         visible=shown.visible,
     )
-    assert expected.keys() == {field.name for field in induction.SPEC.fields}
+    assert {*expected, "largest_logit"} == {field.name for field in induction.SPEC.fields}
     for field, estimates in expected.items():
         precision = ENTROPIES if "entropy" in field else SCORES
         for part in ("mean", "stderr", "null"):

@@ -3,6 +3,7 @@
 import errno
 import os
 import time
+from datetime import UTC, datetime
 
 import pyarrow.parquet as pq
 import pytest
@@ -81,11 +82,13 @@ def test_it_is_written_now_and_then_and_at_the_end(tmp_path, model, start, monke
     one.measure(model, step=3)
     monkeypatch.undo()
     assert monitor.read(tmp_path, "attempts")["measurements"].tolist() == [4]
+    assert monitor.read(tmp_path, "attempts")["ended"].isna().all()
     one.measure(model, step=4)
     time.sleep(0.1)
     one.close()
     (row,) = monitor.read(tmp_path, "attempts").to_dict("records")
     assert row["measurements"] == 5
+    assert 0 <= (datetime.now(UTC) - row["ended"]).total_seconds() < 5
     assert row["measured_seconds"] == pytest.approx(one.measured_seconds)
     assert row["elapsed_seconds"] > 0.1
 

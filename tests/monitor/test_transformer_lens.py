@@ -45,15 +45,15 @@ def test_every_field_agrees_with_transformer_lens(kind, build_bridge):
     copied = copy.deepcopy(model)
     bridge = build_bridge(copied, type(model).__name__, hf_config=copied.config)
 
-    def patterns(tokens):
+    def patterns(tokens, what="pattern"):
         with torch.no_grad():
             _, cache = bridge.run_with_cache(tokens)
-        return [cache["pattern", layer] for layer in range(models.LAYERS)]
+        return [cache[what, layer] for layer in range(models.LAYERS)]
 
     repeated, text = (subject.stimuli[name].tokens for name in ("repeated", "text"))
     sampled = subject.stimuli["repeated"].sampled
     expected = oracle.induction(patterns(repeated), repeated, patterns(text), text, sampled=sampled)
-    assert expected.keys() == {field.name for field in induction.SPEC.fields}
+    assert {*expected, "largest_logit"} == {field.name for field in induction.SPEC.fields}
     for field, estimates in expected.items():
         tolerance = 1e-5 if field == "entropy" else 1e-6
         for column, part in ((field, "mean"), (f"{field}_stderr", "stderr")):
@@ -61,3 +61,9 @@ def test_every_field_agrees_with_transformer_lens(kind, build_bridge):
             assert found[column].tolist() == pytest.approx(wanted, abs=tolerance), column
     # Attention is far from uniform, or agreement would say little.
     assert max(estimate.mean for estimate in expected["normalized_entropy"]) < 0.5
+    hidden = torch.ones(CONTEXT, CONTEXT).triu(1).bool()
+    scores = torch.cat(patterns(repeated, "attn_scores"), dim=1).masked_fill(hidden, float("-inf"))
+    largest = scores.amax((-1, -2))
+    assert found["largest_logit"].tolist() == pytest.approx(largest.mean(0).tolist(), abs=1e-5)
+    stderr = largest.std(0) / SEQUENCES**0.5
+    assert found["largest_logit_stderr"].tolist() == pytest.approx(stderr.tolist(), abs=1e-5)

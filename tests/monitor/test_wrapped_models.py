@@ -293,6 +293,9 @@ def test_weights_in_half_precision(kind, dtype, scores, entropies):
     found, expected = table(model), table(copy.deepcopy(model).float())
     for field in induction.SPEC.fields:
         precision = entropies if "entropy" in field.name else scores
+        if field.name == "largest_logit":
+            # Numbers of half precision have as many digits however large they are.
+            precision = entropies * float(expected[field.name].abs().max())
         for column in (field.name, f"{field.name}_stderr"):
             wanted = expected[column].tolist()
             assert found[column].tolist() == pytest.approx(wanted, abs=precision, rel=0), column

@@ -31,6 +31,25 @@ def pattern(
 
     A row whose every key is hidden holds zeros.
     """
+    scores, visible = masked_scores(
+        query, key, attn_mask=attn_mask, is_causal=is_causal, scale=scale
+    )
+    weights = torch.zeros_like(scores)
+    for row in map(tuple, visible.any(-1).nonzero().tolist()):
+        keys = visible[row]
+        weights[row][keys] = scores[row][keys].softmax(0)
+    return weights, visible
+
+
+def masked_scores(
+    query: Tensor,
+    key: Tensor,
+    *,
+    attn_mask: Tensor | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The scores that the softmax is taken of, in float64, and which keys each query may see."""
     heads, features = query.shape[1], query.shape[-1]
     key = torch.stack([key[:, head * key.shape[1] // heads] for head in range(heads)], dim=1)
     scores = query.double() @ key.double().transpose(-1, -2)
@@ -43,11 +62,7 @@ def pattern(
     elif attn_mask is not None:
         scores = scores + attn_mask.double()
         visible = visible & (attn_mask > -1e4)
-    weights = torch.zeros_like(scores)
-    for row in map(tuple, visible.any(-1).nonzero().tolist()):
-        keys = visible[row]
-        weights[row][keys] = scores[row][keys].softmax(0)
-    return weights, visible
+    return scores, visible
 
 
 def occurred_before(tokens: list[int], query: int, key: int) -> bool:
@@ -187,7 +202,8 @@ def induction(
     sampled: Tensor,
     visible: list[Tensor] | None = None,
 ) -> dict[str, list[Estimate]]:
-    """Every field of `induction`, a list over heads of all layers, from each layer's patterns.
+    """Every field of `induction` that a pattern shows, a list over heads of all layers, from each
+    layer's patterns.
 
     `sampled` are the queries at which offsets are compared ([batch sample]); `visible` says, for
     each layer, which keys a query may see: [#head query key].

@@ -3,12 +3,10 @@
 import csv
 import http.client
 import io
-import json
 import shutil
 import socket
 import subprocess
 import threading
-import urllib.error
 import urllib.parse
 import urllib.request
 
@@ -21,46 +19,13 @@ import pytest
 from monitor.service import Service
 from monitor.service.thinning import kept
 from monitor.sinks import ParquetSink
-from tests.monitor.sinks.fabricated import measurement
+from tests.monitor.service.served import ask, record, refused
 from tests.recorded import get, page, said
-
-
-def record(root, *steps, run="r", attempt=1):
-    sink = ParquetSink(root, run)
-    for step in steps:
-        sink.write(measurement(step, run=run, attempt=attempt))
-    sink.close()
-
-
-@pytest.fixture
-def serve(tmp_path):
-    made = []
-
-    def start(**options):
-        made.append(Service(tmp_path, port=0, **options))
-        return made[-1]
-
-    yield start
-    for service in made:
-        service.close()
-
-
-def ask(service, path, **query):
-    return json.loads(get(f"{service.url}{path}?{urllib.parse.urlencode(query, doseq=True)}")[0])
-
-
-def refused(service, path):
-    with pytest.raises(urllib.error.HTTPError) as caught:
-        get(f"{service.url}{path}")
-    told = json.loads(caught.value.read())
-    assert set(told) == {"error", "expected", "do"}
-    return caught.value.code, told
 
 
 def test_an_empty_root_has_no_runs_until_one_appears(tmp_path, serve):
     service = serve()
     assert ask(service, "/api/runs") == []
-    assert "No runs" in get(f"{service.url}/")[0]
     record(tmp_path, 10, 20)
     (run,) = ask(service, "/api/runs")
     assert (run["first_step"], run["last_step"], run["measurements"]) == (10, 20, 2)
@@ -123,18 +88,15 @@ def test_nothing_outside_the_root_is_served(tmp_path, serve):
     (root / "heads" / "run=linked").symlink_to(outside / "heads" / "run=secret")
     stolen = root / "heads" / "run=r" / f"{9:012d}.parquet"
     stolen.symlink_to(outside / "heads" / "run=secret" / f"{1:012d}.parquet")
-    service = Service(root, port=0)
-    try:
-        assert [(r["run"], r["last_step"]) for r in ask(service, "/api/runs")] == [("r", 1)]
-        for run in ("../../outside/heads/run=secret", "linked", "secret", "/etc", ".."):
-            assert refused(service, f"/api/tables?{urllib.parse.urlencode({'run': run})}")[0] == 404
-        connection = http.client.HTTPConnection(service.url.removeprefix("http://"))
-        connection.request("GET", "/../outside/heads")
-        assert connection.getresponse().status == 404
-        connection.close()
-        assert refused(service, "/api/series?run=r&table=../outside&field=x")[0] == 400
-    finally:
-        service.close()
+    service = serve(root)
+    assert [(r["run"], r["last_step"]) for r in ask(service, "/api/runs")] == [("r", 1)]
+    for run in ("../../outside/heads/run=secret", "linked", "secret", "/etc", ".."):
+        assert refused(service, "/api/tables", run=run)[0] == 404
+    connection = http.client.HTTPConnection(service.url.removeprefix("http://"))
+    connection.request("GET", "/../outside/heads")
+    assert connection.getresponse().status == 404
+    connection.close()
+    assert refused(service, "/api/series?run=r&table=../outside&field=x")[0] == 400
 
 
 @pytest.mark.parametrize(
@@ -145,7 +107,7 @@ def test_nothing_outside_the_root_is_served(tmp_path, serve):
         ("run=r&table=heads&field=by", "unknown field"),
         ("run=r&table=heads&field=score&axis=x", "unknown axis"),
         ("run=r&table=heads&field=score&points=3", "from 4"),
-        ("run=r&table=heads&field=score&format=xml", "json or csv"),
+        ("run=r&table=heads&field=score&format=xml", "unknown format"),
         ("run=r&table=heads&field=score&depth=1", "unknown dimension"),
         ("run=r&table=heads&field=score&layer=x", "whole number"),
     ],
@@ -176,16 +138,6 @@ def test_the_series_budget_holds_for_every_table(tmp_path, serve):
     assert page(serve(budget=8).url).count("\nphasewatch_heads_score{") == 2
 
 
-def test_events_tell_of_a_new_measurement(tmp_path, serve):
-    record(tmp_path, 1)
-    service = serve()
-    with urllib.request.urlopen(f"{service.url}/api/events", timeout=10) as stream:
-        assert stream.readline() == b": connected\n"
-        record(tmp_path, 2)
-        lines = [stream.readline() for _ in range(3)]
-    assert json.loads(lines[2].removeprefix(b"data: ")) == {"run": "r", "step": 2}
-
-
 def test_answers_are_whole_while_a_run_is_written(tmp_path, serve):
     record(tmp_path, 0)
     service = serve()
@@ -196,16 +148,6 @@ def test_answers_are_whole_while_a_run_is_written(tmp_path, serve):
         assert len(ask(service, "/api/series", **asked)) % 4 == 0
     writer.join()
     assert len(ask(service, "/api/series", **asked)) == 240
-
-
-def test_openapi_names_what_is_served(serve):
-    service = serve()
-    told = ask(service, "/openapi.json")
-    assert told["openapi"].startswith("3.")
-    for path, methods in told["paths"].items():
-        assert methods["get"]["responses"]["200"]["description"]
-        if path != "/api/events" and not any(p["required"] for p in methods["get"]["parameters"]):
-            get(f"{service.url}{path}")
 
 
 def test_a_taken_port_is_passed_over(tmp_path, caplog):
