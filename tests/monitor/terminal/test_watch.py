@@ -14,11 +14,14 @@ import sys
 import termios
 import time
 from contextlib import contextmanager
+from datetime import UTC, datetime
 
 import pytest
 from typer.testing import CliRunner
 
+from monitor.attempt import attempt_row, with_cost
 from monitor.cli import app
+from monitor.sinks import ParquetSink
 from tests.monitor.demo.test_demo import CODE
 from tests.monitor.sinks.fabricated import measurement as unknown
 from tests.monitor.terminal.runs import record
@@ -76,8 +79,6 @@ def test_what_cannot_be_interpreted_or_was_not_measured_says_so(tmp_path):
 
 
 def test_tables_of_other_probes_are_no_reason_to_fail(tmp_path):
-    from monitor.sinks import ParquetSink
-
     sink = ParquetSink(tmp_path, "r")
     sink.write(unknown(3))
     sink.close()
@@ -97,6 +98,16 @@ def test_the_newest_run_is_shown_and_the_others_are_named(tmp_path):
     assert text.startswith("new  running")
     assert "1 more: old (running)" in text
     assert once("--root", tmp_path, "--run", "old")[0].startswith("old  running")
+
+
+def test_a_finished_run_says_so_and_what_it_cost(tmp_path):
+    record(tmp_path, 100)
+    row = attempt_row(attempt=1, resumed_from=None, seed=3, parameters=7, config={})
+    row = with_cost(row, measured_seconds=2, elapsed_seconds=80, ended=datetime.now(UTC))
+    ParquetSink(tmp_path, "r").put("attempts", 1, row)
+    text = once("--root", tmp_path)[0]
+    assert text.startswith("r  finished")
+    assert "cost 2.5%" in text
 
 
 def test_a_broken_file_is_left_out(tmp_path):
