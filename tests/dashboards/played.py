@@ -51,9 +51,10 @@ def measurements() -> list[Measurement]:
     return whole
 
 
-def now(measurement: Measurement, run: str) -> Measurement:
-    """The measurement as one of a run, and of now."""
-    moment = replace(measurement.moment, run=run, time=datetime.now(UTC))
+def now(measurement: Measurement, run: str, *, later: int = 0) -> Measurement:
+    """The measurement as one of a run, and of now, so many steps later."""
+    step = measurement.moment.step + later
+    moment = replace(measurement.moment, run=run, step=step, time=datetime.now(UTC))
     readings = tuple(_at(reading, moment) for reading in measurement.readings)
     return replace(measurement, moment=moment, readings=readings)
 
