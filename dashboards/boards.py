@@ -260,17 +260,17 @@ def _health() -> Iterator[Row]:
         [
             of(
                 "Whether it answers",
-                "1 while a run is scraped, 0 once it does not answer.",
+                "1 while a run, or the service, is scraped; 0 once it does not answer.",
                 "none",
-                'up{job="phasewatch"}',
-                "{{run}}",
+                'up{job=~"phasewatch.*"}',
+                "{{job}} {{run}}",
             ),
             of(
                 "How long a scrape takes",
                 "Seconds for a page of metrics.",
                 "s",
-                'scrape_duration_seconds{job="phasewatch"}',
-                "{{run}}",
+                'scrape_duration_seconds{job=~"phasewatch.*"}',
+                "{{job}} {{run}}",
             ),
         ],
         closed=False,

@@ -11,9 +11,10 @@ from monitor.record import Dim, Field, ProbeSpec
 RUN = 'run="$run"'
 RUNS = 'run=~"$runs"'
 
-# One attempt of a run: what is scraped from the process of which the metric of the run says so.
-# Its steps only rise, as those of a run that went on from a checkpoint do not.
-_ATTEMPT = 'and on (run, instance) phasewatch_run_info{run="$run",attempt="$attempt"}'
+# Without other attempts of the run: a metric of each process says which it is. Steps of one attempt
+# only rise; where the next goes on from a checkpoint they fall. What the service serves says no
+# attempt, and stays.
+_ATTEMPT = 'unless on (run, instance) phasewatch_run_info{run="$run",attempt!="$attempt"}'
 
 # So many rows of a table are drawn, those that reached most in the time shown.
 MOST = 12

@@ -95,7 +95,10 @@ def _variables() -> dict[str, _Variable]:
             "infinity", "Service", "yesoreyeram-infinity-datasource", "phasewatch-service"
         ),
         "run": _labels("run", "Run", "phasewatch_step, run"),
-        "other": _labels("other", "Beside", "phasewatch_step, run"),
+        # In the other order, so that at first it is another one.
+        "other": _labels("other", "Beside", "phasewatch_step, run").sort(
+            models.VariableSort.NATURAL_ASC
+        ),
         "runs": _labels("runs", "Runs", "phasewatch_step, run")
         .multi(True)
         .include_all(True)

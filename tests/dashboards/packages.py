@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,9 @@ def folder() -> Path:
                 cwd=made, check=False, capture_output=True, text=True, timeout=500,
             )  # fmt: skip
             assert done.returncode == 0, done.stderr
-            if not installed.exists():
-                shutil.move(made, installed)
+            # Another process may have been faster.
+            with suppress(OSError):
+                Path(made).rename(installed)
             Path(made).mkdir(exist_ok=True)
     for path in HERE.glob("*.*js*"):
         shutil.copy(path, installed)

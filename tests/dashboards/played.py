@@ -51,9 +51,10 @@ def measurements() -> list[Measurement]:
     return whole
 
 
-def now(measurement: Measurement, run: str) -> Measurement:
-    """The measurement as one of a run, and of now."""
-    moment = replace(measurement.moment, run=run, time=datetime.now(UTC))
+def now(measurement: Measurement, run: str, *, later: int = 0) -> Measurement:
+    """The measurement as one of a run, and of now, so many steps later."""
+    step = measurement.moment.step + later
+    moment = replace(measurement.moment, run=run, step=step, time=datetime.now(UTC))
     readings = tuple(_at(reading, moment) for reading in measurement.readings)
     return replace(measurement, moment=moment, readings=readings)
 
@@ -92,8 +93,10 @@ def _planted() -> list[Measurement]:
     torch.manual_seed(1)
     text = torch.randint(40, (12, 24))
     with Monitor(None, run="r", text=text, probes=list(OF_CIRCUIT), sequences=6) as watch:
-        model = PlantedCircuit()
-        return [_only(watch.measure(model, s, seconds=torch.inf), OF_CIRCUIT) for s in STEPS]
+        told = watch.measure(PlantedCircuit(), 0, seconds=torch.inf)
+    readings = tuple(r for r in told.readings if r.spec.name in OF_CIRCUIT)
+    # Its weights stay as they are.
+    return [replace(told, readings=readings)] * len(STEPS)
 
 
 def _asked_sums() -> list[Measurement]:
@@ -120,8 +123,3 @@ def _said(moment: Moment, state: str) -> Reading:
     (fitted,) = transitions.fit(step, rise)
     clear = replace(notice(state, moment.step, moment.step - 5, "clear"), fitted=fitted)
     return table.reading([clear, notice(state, moment.step, moment.step - 5, "other")], moment)
-
-
-def _only(measurement: Measurement, names: tuple[str, ...]) -> Measurement:
-    readings = tuple(r for r in measurement.readings if r.spec.name in names)
-    return replace(measurement, readings=readings)

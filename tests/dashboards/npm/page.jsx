@@ -119,6 +119,9 @@ window.drawn = async (panel, answers) => {
 // How many pixels of the plot have a colour of their own, and are no grid and no letters.
 window.painted = () => {
   const canvas = document.querySelector('canvas');
+  if (canvas === null) {
+    return 0;
+  }
   const { data } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
   let count = 0;
   for (let at = 0; at < data.length; at += 4) {
