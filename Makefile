@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint format bench bench-transitions docs picture clean
+.PHONY: demo test lint format bench bench-transitions docs dashboards picture clean
 
 demo: $(READY)
 	$(BIN)/phasewatch demo $(ARGS)
@@ -33,6 +33,9 @@ bench-transitions: $(READY)
 
 docs: $(READY)
 	$(BIN)/python docs/tables.py
+
+dashboards: $(READY)
+	$(BIN)/python -m dashboards.build
 
 picture: $(READY)
 	$(BIN)/python docs/picture.py $(ARGS)

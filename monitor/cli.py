@@ -1,4 +1,4 @@
-"""The command line: `phasewatch demo`, `transitions`, `serve`, `report` and `circuit`."""
+"""The command line: `phasewatch demo`, `watch`, `serve`, `report` and others."""
 
 from __future__ import annotations
 
@@ -39,6 +39,31 @@ def demo(
     except KeyboardInterrupt:
         typer.echo("Stopped before training began.", err=True)
         raise typer.Exit(130) from None
+
+
+@app.command()
+def watch(
+    *,
+    root: Annotated[Path, typer.Option(help="Folder of the tables.")] = Path("runs"),
+    run: Annotated[
+        str | None, typer.Option(help="By default the newest that is running, else the last one.")
+    ] = None,
+    once: Annotated[bool, typer.Option("--once", help="Print what there is, and end.")] = False,
+    axis: Annotated[
+        Literal["step", "tokens", "time"], typer.Option(help="Along what curves are drawn.")
+    ] = "step",
+) -> None:
+    """Watch a run in the terminal, while other processes write it or afterwards."""
+    from monitor.across.printed import console
+    from monitor.terminal.watching import watch as follow
+
+    try:
+        follow(root, run=run, once=once, axis=axis, console=console())
+    except (LookupError, OSError) as error:
+        typer.secho(f"phasewatch watch: {error}", fg="red", err=True)
+        raise typer.Exit(1) from error
+    except KeyboardInterrupt:
+        raise typer.Exit(0) from None
 
 
 @app.command()

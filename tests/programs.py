@@ -36,7 +36,7 @@ def free_port() -> int:
 
 def program(name: str) -> str:
     found = shutil.which(name)
-    assert found, f"this test needs {name} on the PATH (Debian: apt-get install prometheus)"
+    assert found, f"this test needs {name} on the PATH (see tests/install_components)"
     return found
 
 

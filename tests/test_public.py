@@ -45,7 +45,12 @@ def test_the_names_of_each_package():
         "universality",
     }
     assert callbacks.__all__ == ["TrainingDynamics"]
-    assert set(dashboards.__all__) >= {"ALERTMANAGER_CONFIG", "PROMETHEUS_CONFIG", "RULES"}
+    assert set(dashboards.__all__) >= {
+        "ALERTMANAGER_CONFIG",
+        "GRAFANA",
+        "PROMETHEUS_CONFIG",
+        "RULES",
+    }
     for package in (monitor, callbacks, dashboards):
         assert sorted(package.__all__) == package.__all__
         assert all(getattr(package, name).__doc__ for name in package.__all__ if name.islower())
@@ -165,8 +170,11 @@ def test_the_wheel_holds_the_three_packages_and_nothing_else(wheel):
             if "__pycache__" not in path.parts
         }
         assert here <= set(names)
-    for name in ("prometheus", "alertmanager", "rules/alerts", "rules/recording"):
+    of_grafana = ("provisioning/dashboards/phasewatch", "provisioning/datasources/phasewatch")
+    for name in ("prometheus", "alertmanager", "rules/alerts", "rules/recording", *of_grafana):
         assert f"dashboards/{name}.yml" in names
+    assert {f"dashboards/grafana/{path.name}" for path in dashboards.GRAFANA} <= set(names)
+    assert len(dashboards.GRAFANA) == 7
 
 
 def test_the_wheel_holds_the_live_page_with_the_licence_of_what_it_draws_with(wheel):

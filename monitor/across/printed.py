@@ -51,9 +51,9 @@ def print_universality(to: Console, formations: pd.DataFrame, axis: Axis) -> Non
             row["event"],
             f"{row['formed']} of {row['runs']} runs",
             f"{row['share_low']:.0%} to {row['share_high']:.0%}",
-            _count(row["median"]) if known else "-",
-            f"{_count(row['least'])} to {_count(row['most'])}" if known else "-",
-            _count(row["resolution"]) if known else "-",
+            count(row["median"]) if known else "-",
+            f"{count(row['least'])} to {count(row['most'])}" if known else "-",
+            count(row["resolution"]) if known else "-",
         )
     to.print(table)
     _print_sentences(to, _caveats(pooled, unit))
@@ -88,7 +88,7 @@ def print_fits(to: Console, fits: pd.DataFrame, axis: str) -> None:
 
 def _between(row: dict[Any, Any], name: str, shown: Callable[[float], str] | None = None) -> str:
     """A number of a fit, and its 95% interval; what lies outside the measurements is open."""
-    shown = shown or _count
+    shown = shown or count
     value, low, high = (row[f"{name}{end}"] for end in ("", "_low", "_high"))
     if not all(map(math.isfinite, (value, low, high))):
         return "outside"
@@ -108,7 +108,7 @@ def _order(pairs: pd.DataFrame, unit: str) -> Iterator[str]:
     """One sentence for each transition and the next one after it."""
     after = pairs.drop_duplicates("first")
     for row in after.to_dict("records"):
-        apart_by = f"{_count(row['lead_low'])} to {_count(row['lead_high'])} {unit}"
+        apart_by = f"{count(row['lead_low'])} to {count(row['lead_high'])} {unit}"
         if row["sure"]:
             yield f"{row['first']} before {row['then']}, by {apart_by}."
         else:
@@ -120,8 +120,8 @@ def _warnings(expected: pd.DataFrame, unit: str) -> Iterator[str]:
         yield (
             f"{row['moved']} came before {row['outcome']} in {row['followed']} of {row['runs']} "
             f"other runs ({row['share_low']:.0%} to {row['share_high']:.0%}), by "
-            f"{_count(row['least'])} to {_count(row['most'])} {unit}: here that would be at "
-            f"{_count(row['expected'])} or so."
+            f"{count(row['least'])} to {count(row['most'])} {unit}: here that would be at "
+            f"{count(row['expected'])} or so."
         )
 
 
@@ -152,7 +152,7 @@ def _heading(run: str, rows: pd.DataFrame) -> str:
 def _when(row: dict[Any, Any]) -> tuple[str, str]:
     if not row["formed"]:
         return f"not by {row['step_last']:,}", "-"
-    tokens = "-" if pd.isna(row["tokens_by"]) else _count(row["tokens_by"])
+    tokens = "-" if pd.isna(row["tokens_by"]) else count(row["tokens_by"])
     if pd.isna(row["step"]):
         return f"by {row['step_by']:,}", tokens
     return f"{row['step']:,} (after {row['step_after']:,})", tokens
@@ -197,7 +197,7 @@ def _caveats(pooled: pd.DataFrame, unit: str) -> Iterator[str]:
         if row["formed"] < row["runs"] and pd.notna(row["watched"]):
             yield (
                 f"{row['event']}: the runs that did not form it were watched until {unit} "
-                f"{_count(row['watched'])} at least."
+                f"{count(row['watched'])} at least."
             )
 
 
@@ -210,15 +210,15 @@ def _lead(row: dict[Any, Any]) -> str:
         return f"{said}."
     unit = {"step": "steps", "tokens": "tokens"}[row["axis"]]
     return (
-        f"{said}: by {_count(row['median'])} {unit} in the median ({_count(row['least'])} to "
-        f"{_count(row['most'])}), each known to within {_count(row['resolution'])}."
+        f"{said}: by {count(row['median'])} {unit} in the median ({count(row['least'])} to "
+        f"{count(row['most'])}), each known to within {count(row['resolution'])}."
     )
 
 
-def _count(number: float) -> str:
+def count(number: float) -> str:
     """A number of steps or tokens, in three or four figures where it is large.
 
-    >>> [_count(number) for number in (1_060, 412_800, 1_279_680, -9_876_543_210, 999_999)]
+    >>> [count(number) for number in (1_060, 412_800, 1_279_680, -9_876_543_210, 999_999)]
     ['1,060', '412.8k', '1.280M', '-9.877B', '1.000M']
     """
     if abs(number) < 100_000:

@@ -8,7 +8,8 @@ import pandas as pd
 
 import monitor
 from monitor.claims import INDUCTION_CIRCUIT
-from monitor.demo.view import CONCEPTS, LAYER, called, followed, half_width
+from monitor.demo.view import CONCEPTS, LAYER, followed
+from monitor.terminal.saying import called, half_width
 
 # No threshold fits every model; in this one it lies far above the null and below where heads end.
 _FORMED = 0.4

@@ -6,19 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
-import numpy as np
 import pandas as pd
 from rich.console import Console, Group
 from rich.live import Live
 from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 from rich.text import Text
-from scipy.stats import t as student_t
 
 from monitor.record import Measurement
+from monitor.terminal.saying import Number, called, numbers_table, said
 
-_BLOCKS = "▁▂▃▄▅▆▇█"
 _HISTORY = 32
 
 # What was said of transitions, the latest.
@@ -55,12 +52,12 @@ class TerminalView:
         self.measurements = 0
         self.seconds = 0.0
         self._history: dict[str, list[float]] = {}
-        self._rows: list[tuple[str, str, str, str]] = []
+        self._numbers: list[Number] = []
         self._said: list[str] = []
         self._live = Live(console=console, get_renderable=self._panel, refresh_per_second=8)
 
     def __enter__(self) -> Self:
-        if self._console.is_terminal:
+        if self._console.is_interactive:
             self._live.start()
         return self
 
@@ -78,53 +75,45 @@ class TerminalView:
         self.seconds += sum(measurement.seconds.values())
         heads = measurement.frame("induction")
         in_context = measurement.frame("in_context").iloc[0]
-        self._rows = [
+        self._numbers = [
             self._head("best induction head", heads, "prefix_matching"),
             self._head("best previous-token head", heads, "previous_token"),
-            self._value("in-context score (paired), nats", in_context, "paired_score"),
-            self._value("loss late in held-out text, nats", in_context, "loss_late"),
+            self._number("in-context score (paired), nats", in_context, "paired_score"),
+            self._number("loss late in held-out text, nats", in_context, "loss_late"),
             *self._concepts(followed(measurement.frame("concepts"))),
         ]
-        said = [*_transitions(measurement)]
-        self._said += said
-        if not self._console.is_terminal:
-            shown = "   ".join(f"{name} {value}" for name, value, _, _ in self._rows[:3])
+        new = [*_transitions(measurement)]
+        self._said += new
+        if not self._console.is_interactive:
+            shown = "   ".join(map(str, self._numbers[:3]))
             self._console.print(f"step {measurement.moment.step:5d}   {shown}", soft_wrap=True)
-            for line in said:
+            for line in new:
                 self._console.print(line, soft_wrap=True)
 
     def close(self) -> None:
         """Stops the live view where it stands."""
         self._live.stop()
 
-    def _head(self, name: str, heads: pd.DataFrame, field: str) -> tuple[str, str, str, str]:
+    def _head(self, name: str, heads: pd.DataFrame, field: str) -> Number:
         best = heads.sort_values(field).iloc[-1]
-        name, value, null, line = self._value(name, best, field)
-        return f"{name} {best['layer']}.{best['head']}", value, null, line
+        return self._number(f"{name} {best['layer']}.{best['head']}", best, field)
 
-    def _concepts(self, rows: pd.DataFrame) -> Iterator[tuple[str, str, str, str]]:
+    def _concepts(self, rows: pd.DataFrame) -> Iterator[Number]:
         for _, row in rows[rows["validity"] == "ok"].iterrows():
             if row["concept"] in CONCEPTS:
-                yield self._value(f"concept: {called(row['concept'])} (AUC)", row, "auc")
+                yield self._number(f"concept: {called(row['concept'])} (AUC)", row, "auc")
 
-    def _value(self, name: str, row: pd.Series, field: str) -> tuple[str, str, str, str]:
+    def _number(self, name: str, row: pd.Series, field: str) -> Number:
+        # The best head may be another one, and the number is the same.
         history = self._history.setdefault(name if field == "auc" else field, [])
         history.append(float(row[field]))
-        value = f"{row[field]:+.2f}" if row[field] < 0 else f"{row[field]:.2f}"
-        value += f" ± {half_width(row, field):.2f}"
-        return name, value, f"{row[f'{field}_null']:.2f}", sparkline(history, _HISTORY)
+        return Number.of(name, row, field, history)
 
     def _panel(self) -> Panel:
-        table = Table(box=None, expand=True, padding=(0, 1))
-        table.add_column("")
-        table.add_column("now ± 95%", justify="right", no_wrap=True)
-        table.add_column("null", justify="right", no_wrap=True)
-        table.add_column("since the start", width=_HISTORY, no_wrap=True)
-        for name, value, null, line in self._rows:
-            table.add_row(name, Text(value, "bold"), Text(null, "dim"), Text(line, "cyan"))
-        said = [Text(line, "yellow") for line in self._said[-_SAID:]]
+        table = numbers_table(self._numbers, _HISTORY)
+        said_last = [Text(line, "yellow") for line in self._said[-_SAID:]]
         where = Text(f"{self._metrics}{self._tables}   Ctrl-C stops and keeps the run", "dim")
-        shown = Group(self._progress, Text(), table, Text(), *said, where)
+        shown = Group(self._progress, Text(), table, Text(), *said_last, where)
         return Panel(shown, title=self._title)
 
 
@@ -132,38 +121,10 @@ def _transitions(measurement: Measurement) -> Iterator[str]:
     for reading in measurement.readings:
         if reading.spec.name == "transitions":
             for row in reading.table.to_pylist():
-                way = f" {row['direction']}" if row["kind"] == "change" else ""
-                since = f"since step {row['began']:.0f}"
-                yield f"step {row['step']:5d}   {row['series']}{way} {since}: {row['state']}"
+                yield f"step {row['step']:5d}   {said(row)}"
 
 
 def followed(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows of the layer and the method that are shown."""
     shown: pd.DataFrame = rows[(rows["layer"] == LAYER) & (rows["method"] == _METHOD)]
     return shown
-
-
-def called(concept: str) -> str:
-    """A concept's name in a sentence."""
-    return concept.replace("_", " ")
-
-
-def half_width(row: pd.Series, field: str) -> float:
-    """Half of the 95% confidence interval of a field, from Student's t over `n` sequences."""
-    return float(student_t.ppf(0.975, int(row["n"]) - 1) * row[f"{field}_stderr"])
-
-
-def sparkline(values: list[float], width: int) -> str:
-    """The values from the first to the last in at most `width` characters, the highest as a full
-    block.
-
-    >>> sparkline([0, 1, 2, 3, 4, 5, 6, 7], 8)
-    '▁▂▃▄▅▆▇█'
-    """
-    at = np.linspace(0, len(values) - 1, min(width, len(values))).round().astype(int)
-    shown = np.asarray(values, dtype=float)[at]
-    if not np.isfinite(shown).any():
-        return ""
-    low, high = np.nanmin(shown), np.nanmax(shown)
-    levels = np.nan_to_num((shown - low) / ((high - low) or 1) * (len(_BLOCKS) - 1))
-    return "".join(_BLOCKS[int(level)] for level in levels.round())

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
 
 from monitor.record import ProbeSpec
 from monitor.service import telling
@@ -60,7 +60,6 @@ class Shown:
                 (run, table): (files[-1], len(files))
                 for run, of_run in runs.items()
                 for table, files in of_run.items()
-                if table not in NOT_BY_STEP
             }
             if self._page is None or self._page[0] != state:
                 self._page = (state, self._made(runs))
@@ -69,6 +68,7 @@ class Shown:
     def _made(self, runs: Mapping[str, Mapping[str, list[StoredFile]]]) -> Page:
         found: dict[tuple[str, str], _Table] = {}
         moments: dict[str, Mapping[str, Any]] = {}
+        attempts: dict[str, Mapping[str, Any]] = {}
         for run, of_run in sorted(runs.items()):
             for name, files in sorted(of_run.items()):
                 schema = None if name in NOT_BY_STEP else telling.schema_of(self._folder, files)
@@ -83,6 +83,8 @@ class Shown:
                         found[run, name] = table
             if (moment := telling.moment_of(self._folder, of_run)) is not None:
                 moments[run] = moment
+            last = telling.last_attempt(self._folder, of_run)
+            attempts[run] = last | {"state": telling.state_of(of_run, last)[0]}
         self._tables = found
         shown: dict[str, list[TableRows]] = {run: [] for run in runs}
         left_out = dict.fromkeys(runs, 0)
@@ -90,14 +92,15 @@ class Shown:
         needs = [
             _sums(t.spec, valid[key]) + _series(t.spec, valid[key]) for key, t in found.items()
         ]
-        # Each table tells how many rows cannot be, each run how far it is and what is left out.
-        given = shares(needs, self._budget - len(found) - 4 * len(runs))
+        # Each table tells how many rows cannot be, each run six things of itself.
+        given = shares(needs, self._budget - len(found) - 6 * len(runs))
         for (key, table), need, share in zip(found.items(), needs, given, strict=True):
             rows = self._fitting(table, valid[key], share)
             shown[key[0]].append(rows)
             sums = _sums(table.spec, valid[key]) if rows.summed else 0
             left_out[key[0]] += need - sums - _series(table.spec, rows.shown)
-        return Page.of_runs(shown, [*_about(moments), _left_out(left_out)])
+        about = [*_about(moments), *_attempts(attempts), _left_out(left_out)]
+        return Page.of_runs(shown, about)
 
     def _follow(self, table: _Table, files: list[StoredFile]) -> None:
         """Brings the rows that hold up to date."""
@@ -183,6 +186,20 @@ def _about(moments: Mapping[str, Mapping[str, Any]]) -> Iterator[Metric]:
             if value is not None:
                 gauge.add_metric([run], value.timestamp() if key == "time" else value)
         yield gauge
+
+
+def _attempts(attempts: Mapping[str, Mapping[str, Any]]) -> Iterator[Metric]:
+    labels = ["run", "attempt", "model"]
+    info = InfoMetricFamily("phasewatch_run", "The run that is measured.", labels=labels)
+    # What is finished stays on this page, and has not stalled.
+    finished = GaugeMetricFamily(
+        "phasewatch_run_finished", "1 once the run has come to its end, else 0.", labels=["run"]
+    )
+    for run, last in attempts.items():
+        if "attempt" in last:
+            info.add_metric([run, str(last["attempt"]), str(last["model"])], {})
+        finished.add_metric([run], float(last["state"] == "finished"))
+    yield from (info, finished)
 
 
 def _left_out(left_out: Mapping[str, int]) -> Metric:

@@ -38,7 +38,7 @@ def tables(folder: Folder, run: str) -> list[dict[str, Any]]:
 def latest(folder: Folder) -> dict[str, tuple[str, dict[int, frozenset[str]]]]:
     """Of every run its state, and by measured step the tables."""
     return {
-        run: (_state(of_run, _last_attempt(folder, of_run))[0], folder.steps(run, of_run))
+        run: (state_of(of_run, last_attempt(folder, of_run))[0], folder.steps(run, of_run))
         for run, of_run in readable(folder).items()
     }
 
@@ -46,11 +46,9 @@ def latest(folder: Folder) -> dict[str, tuple[str, dict[int, frozenset[str]]]]:
 def _run(folder: Folder, run: str, of_run: Mapping[str, list[StoredFile]]) -> dict[str, Any]:
     steps = [*folder.steps(run, of_run)]
     moment = moment_of(folder, of_run) or dict.fromkeys(("step", "tokens", "time"))
-    last = _last_attempt(folder, of_run)
-    told = {"attempts": len(of_run.get("attempts", [])), "seed": last.get("seed")}
-    told["model"] = json.loads(last.get("config") or "{}").get("model")
-    told["parameters"] = last.get("parameters")
-    state, guessed = _state(of_run, last)
+    last = last_attempt(folder, of_run)
+    told = {name: last.get(name) for name in ("seed", "model", "parameters")}
+    state, guessed = state_of(of_run, last)
     return {
         "run": run,
         "state": state,
@@ -61,11 +59,12 @@ def _run(folder: Folder, run: str, of_run: Mapping[str, list[StoredFile]]) -> di
         "tokens": moment["tokens"],
         "time": plain(moment["time"]),
         "measurements": len(steps),
+        "attempts": len(of_run.get("attempts", [])),
         **told,
     }
 
 
-def _state(of_run: Mapping[str, list[StoredFile]], last: Mapping[str, Any]) -> tuple[str, bool]:
+def state_of(of_run: Mapping[str, list[StoredFile]], last: Mapping[str, Any]) -> tuple[str, bool]:
     """Finished once its last attempt was closed; else running until it is quiet for several of its
     usual intervals, and then stalled. And whether that is a guess.
 
@@ -88,9 +87,13 @@ def _state(of_run: Mapping[str, list[StoredFile]], last: Mapping[str, Any]) -> t
     return ("finished" if closed else "stalled"), True
 
 
-def _last_attempt(folder: Folder, of_run: Mapping[str, list[StoredFile]]) -> dict[str, Any]:
+def last_attempt(folder: Folder, of_run: Mapping[str, list[StoredFile]]) -> dict[str, Any]:
+    """The row of the last attempt, with its `model`; empty where attempts were not written."""
     rows = newest(folder, of_run.get("attempts", []))
-    return {} if rows is None or not len(rows) else dict(rows.to_pylist()[-1])
+    if rows is None or not len(rows):
+        return {}
+    row: dict[str, Any] = rows.to_pylist()[-1]
+    return row | {"model": json.loads(row.get("config") or "{}").get("model")}
 
 
 def moment_of(folder: Folder, of_run: Mapping[str, list[StoredFile]]) -> dict[str, Any] | None:

@@ -3,11 +3,8 @@ found by their files, and let go when they end, what changes is said, and not sa
 """
 
 import json
-import shutil
 import urllib.request
-from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -15,49 +12,9 @@ import dashboards
 from monitor.detection import table
 from monitor.detection.noticing import Noticing
 from monitor.recorder import Recorder
-from monitor.sinks import ParquetSink
+from tests.dashboards.running import recorder, shipped
 from tests.monitor.detection.made_up import NUMBER, rising
 from tests.programs import Server, free_port, program, started, wait_for
-
-
-@contextmanager
-def shipped(folder: Path):
-    """A Prometheus with a copy of the shipped files beside `folder/runs`, only faster."""
-    home = folder / "dashboards"
-    shutil.copytree(Path(dashboards.__file__).parent, home)
-    config = home / "prometheus.yml"
-    text = config.read_text()
-    for slow, fast in (
-        ("scrape_interval: 5s", "scrape_interval: 200ms\n  scrape_timeout: 200ms"),
-        ("evaluation_interval: 15s", "evaluation_interval: 200ms"),
-        ("refresh_interval: 10s", "refresh_interval: 1s"),
-    ):
-        assert slow in text
-        text = text.replace(slow, fast)
-    config.write_text(text)
-    port = free_port()
-    command = [
-        program("prometheus"),
-        f"--config.file={config}",
-        f"--storage.tsdb.path={folder / 'data'}",
-        f"--web.listen-address=127.0.0.1:{port}",
-        "--log.level=error",
-    ]
-    with (folder / "log").open("w") as log, started(command, stdout=log, stderr=log):
-        server = Server(f"http://127.0.0.1:{port}")
-
-        def ready():
-            with urllib.request.urlopen(f"{server.url}/-/ready", timeout=5) as answer:
-                return answer.status == 200
-
-        wait_for(ready, "prometheus to be ready")
-        yield server
-
-
-def recorder(root: Path, run: str) -> Recorder:
-    made = Recorder(ParquetSink(root, run), ())
-    made.begin(run, address="127.0.0.1", port=0, info={})
-    return made
 
 
 def replayed(to: Recorder):

@@ -12,7 +12,9 @@ import yaml
 from dashboards import ALERTMANAGER_CONFIG, PROMETHEUS_CONFIG, RULES
 from monitor.detection.table import BROKEN
 from monitor.detection.table import SPEC as TRANSITIONS
-from monitor.probes import PROBES
+from monitor.probes import OPTIONAL, PROBES
+from monitor.service import telling
+from monitor.service.following import Folder
 from tests.monitor.sinks.fabricated import measurement
 from tests.programs import program
 from tests.recorded import page
@@ -32,7 +34,7 @@ def run(*command) -> str:
 
 def declared(make) -> set[str]:
     """The names of all metrics there can be, without their rows."""
-    specs = [*(probe.spec for probe in PROBES), TRANSITIONS]
+    specs = [*(probe.spec for probe in (*PROBES, *OPTIONAL)), TRANSITIONS]
     names = {f"phasewatch_{spec.name}_not_interpretable" for spec in specs}
     for spec in specs:
         for field in spec.fields:
@@ -44,22 +46,9 @@ def declared(make) -> set[str]:
     sink.write(measurement(1, failures=["heads"]))
     of_tables = ("phasewatch_heads_", "phasewatch_losses_")
     served = {line.split("{")[0] for line in page(sink.url).splitlines() if line[0] != "#"}
+    told = telling.page(Folder(Path("nowhere")), 1).text("")[0].decode()
+    names |= set(re.findall(r"^# TYPE (\S+)", told, flags=re.MULTILINE))
     return names | {name for name in served if not name.startswith(of_tables)}
-
-
-@pytest.fixture
-def make():
-    from monitor.sinks import PrometheusSink
-
-    made = []
-
-    def one():
-        made.append(PrometheusSink("r", port=0))
-        return made[-1]
-
-    yield one
-    for sink in made:
-        sink.close()
 
 
 def test_rules_are_accepted():

@@ -14,6 +14,7 @@ from monitor.attempt import attempt_row, with_cost
 from monitor.service.events import News
 from monitor.sinks import ParquetSink
 from tests.monitor.service.served import ask, record
+from tests.recorded import page
 
 
 def attempt(root, *, number=1, run="r", ended=None, told=True):
@@ -43,8 +44,10 @@ def test_a_run_that_was_closed_is_finished_at_once(tmp_path, serve):
     record(tmp_path, 1, 2)
     service = serve()
     assert state(service) == ("running", False)
+    assert 'phasewatch_run_finished{run="r"} 0.0' in page(service.url)
     attempt(tmp_path, ended=now)
     assert state(service) == ("finished", False)
+    assert 'phasewatch_run_finished{run="r"} 1.0' in page(service.url)
     assert datetime.fromisoformat(ask(service, "/api/runs")[0]["ended"]) == now
     attempt(tmp_path, number=2)
     assert state(service) == ("running", False)
