@@ -117,17 +117,8 @@ def _features() -> Iterator[Row]:
 def _transitions() -> Iterator[Row]:
     numbers = {"step", *(field.name for field in TRANSITIONS.fields if field.is_number)}
     kinds = dict.fromkeys(numbers, "number") | {"time": "timestamp"}
-    names: tuple[str, ...] = (
-        "time",
-        "step",
-        "series",
-        "state",
-        "kind",
-        "direction",
-        "began",
-        "label",
-    )
-    names += ("onset", "midpoint", "end", "width", "height", "delta_bic", "checkpoints")
+    names: tuple[str, ...] = ("time", "step", "series", "state", "kind", "direction")
+    names += ("began", "label", "onset", "midpoint", "end", "width", "height", "delta_bic")
     table = panels.listing(
         "What was said",
         f"{TRANSITIONS.help} **Fooled by:** see label. **Source:** {TRANSITIONS.source}.",

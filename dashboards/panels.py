@@ -225,6 +225,8 @@ def stored(title: str, spec: ProbeSpec, field: Field, asked: Asked, by: str) -> 
     drawn = f"as stored, by step; one line for each {by}. Prometheus need not have scraped it."
     panel = _along(title, description_of(spec, field, drawn), field, x=f"step\\{by}")
     panel.datasource(INFINITY).with_target(Infinity(asked))
+    # Another run may have been measured at other steps: between those of one there are gaps.
+    panel.span_nulls(by == "run")
     panel.transformations(
         [
             _transformer(

@@ -6,7 +6,6 @@ import functools
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -42,17 +41,19 @@ def folder() -> Path:
             with suppress(OSError):
                 Path(made).rename(installed)
             Path(made).mkdir(exist_ok=True)
-    for path in HERE.glob("*.*js*"):
-        shutil.copy(path, installed)
+    for path in HERE.iterdir():
+        # At once: another process may be about to read it.
+        with tempfile.NamedTemporaryFile(dir=installed, delete=False) as new:
+            new.write(path.read_bytes())
+        Path(new.name).replace(installed / path.name)
     return installed
 
 
-def said_by(script: str, *arguments: str | Path, given: Any = None) -> Any:
+def said_by(script: str, *arguments: str | Path) -> Any:
     """What one of the programs in `npm` prints, as JSON."""
     done = subprocess.run(
         [program("node"), script, *map(str, arguments)],
         cwd=folder(), check=False, capture_output=True, text=True, timeout=300,
-        input=None if given is None else json.dumps(given),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
