@@ -237,6 +237,20 @@ def _health() -> Iterator[Row]:
                 "dropped",
             ),
             of(
+                "Series that the service leaves out",
+                "Of the latest measurement, those for which its page has no room.",
+                "none",
+                f"max(phasewatch_series_left_out{{{RUN}}})",
+                "left out",
+            ),
+            of(
+                "Whether it has ended",
+                "1 once the run was closed, 0 before that and where it was killed.",
+                "none",
+                f"max(phasewatch_run_finished{{{RUN}}})",
+                "ended",
+            ),
+            of(
                 "Rows that cannot be interpreted",
                 "Rows of the latest measurement whose validity is not ok, by table.",
                 "none",

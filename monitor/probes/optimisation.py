@@ -100,9 +100,10 @@ SPEC = ProbeSpec(
             unit="batches",
             low=0,
             fooled_by="Micro-batches are taken to be of one size and drawn independently: two "
-            "losses of one batch that go backward apart are not. Where it is barely told it is too "
-            "small: average both parts of it over measurements, each apart. What the optimiser "
-            "makes of gradients is no part of it.",
+            "losses of one batch that go backward apart are not, nor are the parts of a data set "
+            "that is one batch, of which the signal comes out below 0. Where it is barely told it "
+            "is too small: average both parts of it over measurements, each apart. What the "
+            "optimiser makes of gradients is no part of it.",
         ),
         Field(
             name="gradient_signal",

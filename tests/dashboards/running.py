@@ -12,10 +12,23 @@ from monitor.recorder import Recorder
 from monitor.sinks import ParquetSink
 from tests.programs import Server, free_port, program, started, wait_for
 
+# What the service alone tells; all else the runs tell themselves.
+OF_SERVICE = """
+  - job_name: phasewatch-service
+    static_configs:
+      - targets: ["{address}"]
+    metric_relabel_configs:
+      - source_labels: [__name__]
+        action: keep
+        regex: phasewatch_(run_finished|series_left_out)
+"""
+
 
 @contextmanager
-def shipped(folder: Path):
-    """A Prometheus with a copy of the shipped files beside `folder/runs`, only faster."""
+def shipped(folder: Path, service: str | None = None):
+    """A Prometheus with a copy of the shipped files beside `folder/runs`, only faster; it scrapes
+    what the service at this address alone tells as well.
+    """
     home = folder / "dashboards"
     shutil.copytree(Path(dashboards.__file__).parent, home)
     config = home / "prometheus.yml"
@@ -27,6 +40,8 @@ def shipped(folder: Path):
     ):
         assert slow in text
         text = text.replace(slow, fast)
+    if service is not None:
+        text += OF_SERVICE.format(address=service.removeprefix("http://"))
     config.write_text(text)
     port = free_port()
     command = [

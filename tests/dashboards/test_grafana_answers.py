@@ -26,10 +26,13 @@ each_board = pytest.mark.parametrize("name", BOARDS)
 
 
 class Served:
-    """What answers: a Prometheus, the service, and since when there has been something to ask."""
+    """What answers: a Prometheus, the service, and the time in which there is something to ask,
+    one for all queries of a panel, as in Grafana.
+    """
 
     def __init__(self, server: Server, service: Service, begun: float):
         self.server, self.service, self.begun = server, service, begun
+        self.ended = time.time()
 
     def series(self, target: dict) -> list[dict]:
         """What Prometheus answers to a query of a panel: labels and values of each series."""
@@ -37,7 +40,7 @@ class Served:
         if target.get("instant"):
             found = self.server.ask("query", query=query)["result"]
             return [{"metric": each["metric"], "values": [each["value"]]} for each in found]
-        asked = {"query": query, "start": self.begun, "end": time.time(), "step": 0.5}
+        asked = {"query": query, "start": self.begun, "end": self.ended, "step": 0.5}
         return self.server.ask("query_range", **asked)["result"]
 
     def rows(self, target: dict) -> list[dict]:
@@ -91,7 +94,7 @@ class Served:
 
 def _of_series(target: dict, series: dict) -> dict:
     labels = series["metric"]
-    name = re.sub(r"\{\{(\w+)\}\}", lambda found: labels[found[1]], target["legendFormat"])
+    name = re.sub(r"\{\{(\w+)\}\}", lambda found: labels.get(found[1], ""), target["legendFormat"])
     times, values = zip(*series["values"], strict=True)
     config = {"displayNameFromDS": name} if name else {}
     return {
@@ -133,7 +136,7 @@ def served(tmp_path_factory):
     service = Service(folder / "runs", port=0)
     begun = time.time()
     try:
-        with shipped(folder) as server:
+        with shipped(folder, service.url) as server:
             for measurement in played.measurements():
                 for run, later in LATER.items():
                     runs[run].record(played.now(measurement, run, later=later), then=lambda: ())

@@ -13,8 +13,8 @@ from dashboards import ALERTMANAGER_CONFIG, PROMETHEUS_CONFIG, RULES
 from monitor.detection.table import BROKEN
 from monitor.detection.table import SPEC as TRANSITIONS
 from monitor.probes import OPTIONAL, PROBES
-from monitor.service import telling
 from monitor.service.following import Folder
+from monitor.service.showing import Shown
 from tests.monitor.sinks.fabricated import measurement
 from tests.programs import program
 from tests.recorded import page
@@ -46,7 +46,7 @@ def declared(make) -> set[str]:
     sink.write(measurement(1, failures=["heads"]))
     of_tables = ("phasewatch_heads_", "phasewatch_losses_")
     served = {line.split("{")[0] for line in page(sink.url).splitlines() if line[0] != "#"}
-    told = telling.page(Folder(Path("nowhere")), 1).text("")[0].decode()
+    told = Shown(Folder(Path("nowhere")), 1).page().text("")[0].decode()
     names |= set(re.findall(r"^# TYPE (\S+)", told, flags=re.MULTILINE))
     return names | {name for name in served if not name.startswith(of_tables)}
 
