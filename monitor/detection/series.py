@@ -110,7 +110,7 @@ SERIES = (
 )
 """What is followed unless a user says otherwise.
 
-The training loss is none of them: along a power law with noise it keeps to the rate of false alarms
-as one of several series, but the decay of a learning rate at the end of a training bends it, and is
-said to be a change in nearly every run whose loss scatters by a hundredth of a nat or less.
+The training loss is none of them: it follows the learning rate and the data as much as the model,
+and what it says of these is in the labels. `Series.best("training loss", "optimisation", "loss",
+where="family = 'all'")` follows it where optimisers are watched.
 """

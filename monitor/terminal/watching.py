@@ -140,11 +140,14 @@ def _views(root: Path, watching: Watching, notes: Sequence[str] = ()) -> Iterato
 def _drawn(console: Console, views: Iterator[View]) -> None:
     """On a screen of its own, of which nothing is left behind but what was seen last."""
     last = next(views)
+    live = Live(replace(last, screen=True), console=console, screen=True)
     try:
-        with Live(replace(last, screen=True), console=console, screen=True) as live:
-            for last in views:
-                live.update(replace(last, screen=True))
+        # Not by `with`: what ends the process while the first frame is drawn would leave the screen.
+        live.start(refresh=True)
+        for last in views:
+            live.update(replace(last, screen=True))
     finally:
+        live.stop()
         if last.seen is not None:
             console.print(last)
 

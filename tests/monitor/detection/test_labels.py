@@ -195,7 +195,7 @@ def trained_on(kind, seed, root):
     labels, loss = [], None
     with watching as monitor:
         monitor.watch(optimizer, every=10)
-        for step in range(361):
+        for step in range(401):
             if step % 10 == 0:
                 monitor.measure(model, step=step, loss=loss)
                 labels += [one.label for one in monitor.notices if one.event.series == "loss"]

@@ -181,10 +181,8 @@ def test_a_step_that_is_measured_again_says_nothing_more():
     assert [str(one) for one in found] == [str(one) for one in noticed(Noticing([NUMBER]), whole)]
 
 
-def test_why_the_training_loss_is_not_followed():
-    """A power law with noise is no change; with a rate that decays over the last fifth it is said
-    to be one, where nothing but the schedule has changed.
-    """
+def test_a_loss_that_falls_and_follows_its_schedule_does_not_change():
+    """A power law with noise, and one whose learning rate decays over the last fifth."""
     step, said = np.arange(125), {}
     for decays in (False, True):
         detector, random = OnlineDetector(1.0), np.random.default_rng(0)
@@ -197,4 +195,4 @@ def test_why_the_training_loss_is_not_followed():
             detector.update(at, {str(run): value for run, value in enumerate(values)})
         said[decays] = {event.series for event in detector.history}
     assert len(said[False]) <= 1
-    assert len(said[True]) >= 6
+    assert len(said[True]) <= 1
