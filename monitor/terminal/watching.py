@@ -142,7 +142,7 @@ def _drawn(console: Console, views: Iterator[View]) -> None:
     last = next(views)
     live = Live(replace(last, screen=True), console=console, screen=True)
     try:
-        # Not by `with`: what ends the process while the first frame is drawn would leave the screen.
+        # Not by `with`: the process may be ended while the first frame is drawn.
         live.start(refresh=True)
         for last in views:
             live.update(replace(last, screen=True))

@@ -186,7 +186,7 @@ def test_a_terminal_follows_a_run_that_begins_and_grows_and_is_left_clean(tmp_pa
         read("step 100 ")
         record(tmp_path, 200, 300)
         read("step 300  induction head formed")
-        fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+        fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 200, 0, 0))
         os.kill(process.pid, signal.SIGWINCH)
         wide = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", read("layer × head") + read("Ctrl-C"))
         assert max(map(len, wide.splitlines())) > 100
