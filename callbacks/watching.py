@@ -22,9 +22,9 @@ from monitor.concepts import check_concepts, text_rows
 from monitor.detection import Notice, Series
 from monitor.keeping import CHECKPOINT_BYTES
 from monitor.measure import Monitor
+from monitor.names import check_run_name
 from monitor.probes import select, with_read
 from monitor.ranks import LostError, Ranks, check_alike
-from monitor.record import check_run_name
 from monitor.sinks import Sink, check_port
 from monitor.stimuli import SHORTEST_CONTEXT, check_text
 from monitor.tasks import AnyTask, check_task

@@ -16,7 +16,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from monitor.labels import EVALUATION, Labels
-from monitor.record import check_label
+from monitor.names import check_label
 from monitor.stimuli import Stimulus, labelled_stimulus
 
 # Fewer say nothing of how sure a share of them is.

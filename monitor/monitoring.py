@@ -26,10 +26,11 @@ from monitor.batches import StimulusOptions, named_concepts
 from monitor.concepts import Named, meanings
 from monitor.detection import Notice, Series
 from monitor.keeping import CHECKPOINT_BYTES
+from monitor.names import check_run_name
 from monitor.optimising import OptimiserWatch, Training
 from monitor.probes import Probe, select
 from monitor.ranks import Ranks, check_alike
-from monitor.record import Failure, Measurement, Moment, check_run_name
+from monitor.record import Failure, Measurement, Moment
 from monitor.recorder import Recorder
 from monitor.sinks import ParquetSink, Sink, check_port
 from monitor.stimuli import stimuli_from_arrow, stimuli_to_arrow

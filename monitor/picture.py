@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from monitor.claims import BEYOND, INDUCTION_CIRCUIT, Estimate
+from monitor.names import expect_one_of
 from monitor.query import read, tables
-from monitor.record import expect_one_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

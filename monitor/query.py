@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from monitor.record import dims_of, expect_one_of, is_ours
+from monitor.names import expect_one_of
+from monitor.record import dims_of, is_ours
 
 _PARTITION = ds.partitioning(pa.schema([("run", pa.string())]), flavor="hive")
 

@@ -20,8 +20,8 @@ from monitor.across.formed import runs_of
 from monitor.across.pooled import exact_interval
 from monitor.detection import SERIES, Series
 from monitor.detection.chain import Chain
+from monitor.names import expect_one_of
 from monitor.query import connect
-from monitor.record import expect_one_of
 from monitor.transitions import Transition, fit
 
 Axis = Literal["step", "tokens", "log_step"]

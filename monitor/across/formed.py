@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 
 from monitor.detection.events import EVENTS, Claim, Event, Seen
+from monitor.names import expect_one_of
 from monitor.query import read, tables
-from monitor.record import expect_one_of
 
 ALREADY = "already formed at the first measurement"
 

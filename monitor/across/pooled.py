@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from monitor.record import expect_one_of
+from monitor.names import expect_one_of
 
 Axis = Literal["step", "tokens"]
 

@@ -15,7 +15,7 @@ from jaxtyping import Int, Int8
 from torch import Tensor
 
 from monitor.analogies import Analogies
-from monitor.record import check_label
+from monitor.names import check_label
 
 # Nothing is ever read at the first position.
 _SHORTEST_TEXT = 2

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import duckdb
 
-from monitor.record import check_label
+from monitor.names import check_label
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

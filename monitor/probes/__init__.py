@@ -9,6 +9,7 @@ from typing import Any
 
 from monitor.ablating import Stage
 from monitor.evidence import Evidence
+from monitor.names import expect_one_of
 from monitor.probes import (
     ablation,
     analogies,
@@ -34,7 +35,7 @@ from monitor.probes import (
     superposition,
     top_neurons,
 )
-from monitor.record import ProbeSpec, expect_one_of
+from monitor.record import ProbeSpec
 from monitor.walks import Options
 
 

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from monitor.record import ProbeSpec, expect_one_of
+from monitor.names import expect_one_of
+from monitor.record import ProbeSpec
 from monitor.service.following import NOT_BY_STEP, Folder, StoredFile, spec_of
 from monitor.service.gathering import Array, Gatherer, Lines
 from monitor.service.rendering import csv_rows, joined, json_rows, json_values, plain

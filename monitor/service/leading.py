@@ -30,7 +30,7 @@ import pandas as pd
 
 from monitor.across import apart, fitted, formations, leads
 from monitor.across.pooled import exact_interval
-from monitor.record import expect_one_of
+from monitor.names import expect_one_of
 from monitor.service.following import NOT_BY_STEP, Folder, StoredFile
 from monitor.service.rendering import plain
 

@@ -21,8 +21,9 @@ import duckdb
 import numpy as np
 import pandas as pd
 
+from monitor.names import expect_one_of
 from monitor.query import connect
-from monitor.record import Field, expect_one_of
+from monitor.record import Field
 from monitor.service import charting, leading, pages, telling
 from monitor.service.following import NOT_BY_STEP, Folder
 from monitor.service.gathering import Gatherer

@@ -19,7 +19,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from monitor.record import Measurement, check_run_name, is_ours
+from monitor.names import check_run_name
+from monitor.record import Measurement, is_ours
 
 _log = logging.getLogger("phasewatch")
 

@@ -11,7 +11,7 @@ import socket
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from monitor.record import check_run_name
+from monitor.names import check_run_name
 
 FOLDER = "_targets"
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from monitor.attempt import attempt_row, new_run_name
-from monitor.record import ATTEMPTS, check_run_name
+from monitor.names import check_run_name
+from monitor.record import ATTEMPTS
 
 
 def row(**more) -> dict:

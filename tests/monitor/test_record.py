@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from monitor.names import check_run_name, expect_one_of
 from monitor.record import (
     ATTEMPTS,
     FAILURES,
@@ -21,9 +22,7 @@ from monitor.record import (
     Measurement,
     ProbeSpec,
     Reading,
-    check_run_name,
     dims_of,
-    expect_one_of,
     is_ours,
 )
 from tests.monitor.sinks.fabricated import HEADS, LOSSES, START, failure, heads, losses, moment
