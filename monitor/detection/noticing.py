@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import duckdb
@@ -27,6 +28,17 @@ _INTERVALS = 4
 
 # The table that says which weights were measured.
 _CHAIN = "parameters"
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Lets Ctrl-C through, which DuckDB turns into an error like any other."""
+    try:
+        yield
+    except RuntimeError as error:
+        if str(error) == "Query interrupted":
+            raise KeyboardInterrupt from error
+        raise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +101,7 @@ class Noticing:
         """By series, the step since which a transition of it has been provisional."""
         return dict(self._pending)
 
+    @_interruptible()
     def replay(self, connection: duckdb.DuckDBPyConnection, *, until: int) -> None:
         """Takes what the tables of a connection say of a run up to a step, as if it was measured
         now; nothing is said of it.
@@ -108,6 +121,7 @@ class Noticing:
                 at = {name: table[table["step"] == step] for name, table in tables.items()}
                 self._take(step, by_step.get(step, []), {n: t for n, t in at.items() if len(t)})
 
+    @_interruptible()
     def notice(self, measurement: Measurement) -> Noticed:
         """Takes a measurement, and says what is new; nothing at a step that it has passed."""
         step, failures = measurement.moment.step, []

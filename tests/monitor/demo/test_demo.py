@@ -139,9 +139,9 @@ def test_several_runs_differ_in_their_seed_and_are_compared_at_the_end(tmp_path)
     place = ["step", "layer", "head"]
     ran_alone = monitor.read(tmp_path / "alone", "induction").set_index(place)
     second = two[two["run"] == names[1]].set_index(place)
-    # On a machine that is busy its budget may thin the schedule, but for the first and the last.
+    # On a machine that is busy its budget may thin the schedule, but for the first.
     both = ran_alone.index.intersection(second.index)
-    assert {0, 60} <= set(both.get_level_values("step"))
+    assert 0 in both.get_level_values("step")
     assert second.loc[both, "prefix_matching"].equals(ran_alone.loc[both, "prefix_matching"])
 
 

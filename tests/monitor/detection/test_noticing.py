@@ -3,6 +3,9 @@ up again goes on as if it had never stopped; and what fails takes nothing else w
 """
 
 import dataclasses
+import os
+import signal
+import threading
 
 import duckdb
 import numpy as np
@@ -196,3 +199,21 @@ def test_a_loss_that_falls_and_follows_its_schedule_does_not_change():
         said[decays] = {event.series for event in detector.history}
     assert len(said[False]) <= 1
     assert len(said[True]) <= 1
+
+
+def test_control_c_during_a_query_breaks_off():
+    """DuckDB makes an error of it, and errors never stop a training."""
+    endless = Series(
+        name="endless",
+        query="select 0 as step, count(*) as value from range(1000000) a, range(1000000) b "
+        "where (a.range * b.range) % 7 = 3",
+    )
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    pressed = threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGINT])
+    pressed.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            Noticing([endless]).notice(next(iter(rising())))
+    finally:
+        pressed.join()
+        signal.signal(signal.SIGINT, before)

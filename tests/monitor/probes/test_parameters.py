@@ -51,4 +51,5 @@ def test_a_checkpoint_that_is_another_one_is_said_to_be(tmp_path, model):
     broken = said[said["kind"] == "break"]
     assert broken["step"].iloc[0] == 150
     assert broken["label"].iloc[0] == "its weights are those of step 30"
-    assert not (said["kind"] == "change").any()
+    # Weights that wander may seem to change before that.
+    assert not ((said["kind"] == "change") & (said["step"] >= 150)).any()

@@ -6,7 +6,6 @@ import socket
 import subprocess
 import sys
 import urllib.parse
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,7 +15,12 @@ from tests.monitor.service.served import ask, record
 from tests.programs import free_port, started, wait_for
 from tests.recorded import get
 
-COMMAND = [str(Path(sys.executable).with_name("phasewatch")), "serve"]
+# What a shell starts in the background ignores Ctrl-C, and so does all that it starts.
+CODE = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "from monitor.cli import app; app()"
+)
+COMMAND = [sys.executable, "-c", CODE, "serve"]
 
 
 @pytest.fixture
