@@ -144,6 +144,8 @@ def served(tmp_path_factory):
                 wait_for(lambda steps=steps: scraped(server) == steps, f"{steps} to be scraped")
                 time.sleep(1)
             wait_for(lambda: server.ask("query", query="ALERTS")["result"], "an alert")
+            # Rules are applied to what was scraped last, and alerts are seen in a range.
+            time.sleep(2)
             yield Served(server, service, begun)
     finally:
         for closing in (*runs.values(), service):
