@@ -6,12 +6,20 @@ import json
 import shutil
 import socket
 import subprocess
+import sys
 import time
 import urllib.parse
 import urllib.request
 from contextlib import contextmanager, suppress
 
 import pytest
+
+# What a shell starts in the background ignores Ctrl-C, and so does all that it starts: not this.
+_CODE = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "from monitor.cli import app; app()"
+)
+PHASEWATCH = [sys.executable, "-c", _CODE]
 
 
 @contextmanager

@@ -7,7 +7,6 @@ import pty
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 
@@ -17,11 +16,9 @@ from typer.testing import CliRunner
 import monitor
 from monitor.cli import app
 from monitor.demo import corpus
+from tests.programs import PHASEWATCH
 
-# What a shell starts in the background ignores Ctrl-C, and so does all that it starts.
-INTERRUPTIBLE = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
-CODE = f"{INTERRUPTIBLE}; from monitor.cli import app; app()"
-COMMAND = [sys.executable, "-c", CODE, "demo", "--port", "0"]
+COMMAND = [*PHASEWATCH, "demo", "--port", "0"]
 
 
 def test_induction_heads_form_after_the_previous_token_head_and_it_says_so(tmp_path):

@@ -4,7 +4,6 @@ import json
 import signal
 import socket
 import subprocess
-import sys
 import urllib.parse
 
 import pyarrow as pa
@@ -12,15 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.monitor.service.served import ask, record
-from tests.programs import free_port, started, wait_for
+from tests.programs import PHASEWATCH, free_port, started, wait_for
 from tests.recorded import get
 
-# What a shell starts in the background ignores Ctrl-C, and so does all that it starts.
-CODE = (
-    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    "from monitor.cli import app; app()"
-)
-COMMAND = [sys.executable, "-c", CODE, "serve"]
+COMMAND = [*PHASEWATCH, "serve"]
 
 
 @pytest.fixture
