@@ -10,7 +10,6 @@ import select
 import signal
 import struct
 import subprocess
-import sys
 import termios
 import time
 from contextlib import contextmanager
@@ -22,11 +21,11 @@ from typer.testing import CliRunner
 from monitor.attempt import attempt_row, with_cost
 from monitor.cli import app
 from monitor.sinks import ParquetSink
-from tests.monitor.demo.test_demo import CODE
 from tests.monitor.sinks.fabricated import measurement as unknown
 from tests.monitor.terminal.runs import record
+from tests.programs import PHASEWATCH
 
-COMMAND = [sys.executable, "-c", CODE, "watch"]
+COMMAND = [*PHASEWATCH, "watch"]
 STEPS = (0, 100, 200, 300, 400, 500)
 
 
