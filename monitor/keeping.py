@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from monitor.detection import Notice
+from monitor.replacing import replacing
 from monitor.sinks import SUPERSEDED
 
 _log = logging.getLogger("phasewatch")
@@ -118,13 +118,8 @@ class Keeper:
 
     def _write(self, weights: dict[str, Tensor], step: int) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._path(step)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
+        with replacing(self._path(step)) as temporary:
             torch.save({name: tensor.detach().cpu() for name, tensor in weights.items()}, temporary)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def _path(self, step: int) -> Path:
         return self._folder / f"{step:012d}.pt"

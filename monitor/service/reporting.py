@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import gzip
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -24,6 +23,7 @@ import pandas as pd
 from monitor.names import expect_one_of
 from monitor.query import connect
 from monitor.record import Field
+from monitor.replacing import replacing
 from monitor.service import charting, leading, pages, telling
 from monitor.service.following import NOT_BY_STEP, Folder
 from monitor.service.gathering import Gatherer
@@ -60,12 +60,8 @@ def write(root: str | Path, output: str | Path, runs: Sequence[str] | None = Non
     for run in runs:
         expect_one_of(f"run in {root}", run, sorted(known))
     text = _page(_gathered(root, [*dict.fromkeys(runs)], known))
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(output) as temporary:
         temporary.write_text(text, encoding="utf-8")
-        temporary.replace(output)
-    finally:
-        temporary.unlink(missing_ok=True)
     return output
 
 

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from monitor.names import check_run_name
 from monitor.record import Measurement, is_ours
+from monitor.replacing import ABANDONED, replacing
 
 _log = logging.getLogger("phasewatch")
 
@@ -75,8 +76,7 @@ class ParquetSink:
         """Writes one file of a table; one already there is set aside first, unless not to keep."""
         path = self._folder(table) / f"{number:012d}.parquet"
         _make_folder(path.parent)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
+        with replacing(path) as temporary:
             with temporary.open("wb") as file:
                 # Floats hardly repeat: a dictionary of them would only be a second copy.
                 dictionary = [f.name for f in rows.schema if not pa.types.is_floating(f.type)]
@@ -85,9 +85,6 @@ class ParquetSink:
                 os.fsync(file.fileno())
             if keep and path.exists():
                 self._set_aside(path)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
         _sync_folder(path.parent)
 
     @property
@@ -107,8 +104,7 @@ class ParquetSink:
 
     def supersede(self, after: int) -> int:
         """Sets aside all that was measured beyond step `after`, and returns how many files."""
-        # What a killed attempt was writing.
-        for abandoned in self.root.glob(f"*/run={self.run}/.*.tmp"):
+        for abandoned in self.root.glob(f"*/run={self.run}/{ABANDONED}"):
             abandoned.unlink()
         old = [path for step, path in self._by_step() if step > after]
         for path in old:

@@ -6,12 +6,12 @@ The format is that of Prometheus' `file_sd_configs`, with the run as a label.
 from __future__ import annotations
 
 import json
-import os
 import socket
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from monitor.names import check_run_name
+from monitor.replacing import replacing
 
 FOLDER = "_targets"
 
@@ -45,10 +45,8 @@ class Target:
         address = f"{host}:{where.port}" if host else where.netloc
         self._text = json.dumps([{"targets": [address], "labels": {"run": run}}])
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        # Prometheus reads what ends in .json, and this does not.
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-        temporary.write_text(self._text)
-        temporary.replace(self.path)
+        with replacing(self.path) as temporary:
+            temporary.write_text(self._text)
 
     def close(self) -> None:
         """Removes the file, unless it is another attempt's by now."""
