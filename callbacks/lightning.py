@@ -99,6 +99,7 @@ class TrainingDynamics(Watching, *_callback_classes()):  # type: ignore[misc]  #
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Refuses what cannot be measured."""
+        self._batch_under_way = False
         strategy = type(trainer.strategy).__name__
         zero_3 = getattr(trainer.strategy, "zero_stage_3", False)
         if stage == "fit" and (strategy == "FSDPStrategy" or zero_3):

@@ -23,7 +23,7 @@ _WANDERS, _SHARES = 0.97, (0.2, 0.5, 0.8)
 _BENDS, _ON_TOP = 25, (1e-2, 1e-4, 1e-6, 1e-8)
 
 # Measurements in which its standard deviation grows e-fold, and its autocorrelations.
-_GROWS, _GROWING_RHOS = 128, (0.0, 0.5)
+_GROWING = tuple((grows, rho) for grows in (48, 128) for rho in (0.0, 0.5))
 
 # Subtracted from twice the logarithm of the likelihood: the more a noise could explain, the more.
 # Noise that remembers passes for any slow change, of which one that is not told from it would be
@@ -38,7 +38,7 @@ CHARGES: Float[np.ndarray, " noise"] = np.concatenate(
         np.zeros(len(_PAIRS)),
         np.full(len(_SHARES), _FOR_WANDERING),
         np.full(len(_ON_TOP), _FOR_BENDING),
-        np.zeros(len(_GROWING_RHOS)),
+        np.zeros(len(_GROWING)),
     ]
 )
 """What each noise is charged, whether there is a change or not, for all that it could explain."""
@@ -60,8 +60,8 @@ def _each(n: int) -> Iterator[Float[np.ndarray, "measurement measurement"]]:
         yield _inverted((1 - share) * np.eye(n) + share * _WANDERS**apart)
     for share in _ON_TOP:
         yield _inverted(share * np.eye(n) + np.exp(-0.5 * (apart / _BENDS) ** 2))
-    for rho in _GROWING_RHOS:
-        yield _autoregressive(n, rho) * np.exp(-np.arange(n) / _GROWS)
+    for grows, rho in _GROWING:
+        yield _autoregressive(n, rho) * np.exp(-np.arange(n) / grows)
 
 
 def _autoregressive(n: int, rho: float) -> Float[np.ndarray, "measurement measurement"]:

@@ -30,7 +30,7 @@ HELD_FOR = 10
 # score = level + slope log10(1 / alarms per 1,000 of one series) + more log10(measurements), as the
 # more there are, the more changes are weighed; below `_FEW` they are weighed on little. See
 # `tests/benchmarks/online_transitions.py`, `calibration`.
-_LEVEL, _SLOPE, _MORE, _FEW = 3.25, 0.8, 0.64, 24
+_LEVEL, _SLOPE, _MORE, _FEW = 3.15, 0.8, 0.64, 24
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,11 +105,14 @@ class OnlineDetector:
     next needs some measurements of its own before it.
 
     What fools it: a trend that bends within few measurements and has little noise, which is what
-    the beginning of a transition looks like. In independent noise it finds nearly all of 5 standard
-    deviations that take up to 9 measurements, half of them within 2 after the midpoint, and of
-    those that take 20 five of six (3 of 4 with heavy tails), the others being trends. Noise that
-    remembers hides more: with an autocorrelation of 0.5 a quarter of those that take 5 measurements
-    are missed, with 0.9 nearly half, and more where they take longer or are among 20 series.
+    the beginning of a transition looks like; and of a number anything that changes it, whatever the
+    reason.
+
+    In independent noise it finds nearly all of 5 standard deviations that take up to 9
+    measurements, half of them within 3 after the midpoint, and nine of ten that take 20 (8 with
+    heavy tails), the others being trends. Noise that remembers hides more: with an autocorrelation
+    of 0.5 it finds 95% of steps, and a quarter of what takes 5 measurements is missed; with 0.9
+    nearly half, and more where they take longer or are among 20 series.
 
     Example:
         >>> detector = OnlineDetector()

@@ -150,6 +150,26 @@ def test_a_run_that_is_broken_off_can_be_read_and_goes_on(
     assert monitor.read(root, "in_context")["attempt"].tolist() == [1] * 5 + [2] * 2
 
 
+def test_ctrl_c_in_the_first_measurement_ends_the_run_as_any_later_one(fit, dynamics, root):
+    class Stop:
+        def write(self, measurement):
+            raise KeyboardInterrupt
+
+        def close(self):
+            pass
+
+    watching = dynamics(schedule=4, sinks=[Stop()])
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            fit(watching)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert watching.monitor is None
+    assert steps(root) == [0]
+    assert monitor.read(root, "attempts")["ended"].notna().all()
+
+
 def test_it_measures_a_run_twice_as_long_in_two_fits(dynamics, root, package, tmp_path):
     watching = dynamics(schedule=2)
     module = tiny_class(package)()

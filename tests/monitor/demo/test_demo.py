@@ -96,16 +96,17 @@ def broken_off(arguments: list[str], when: Callable[[str], bool]) -> tuple[int, 
     return process.returncode, seen
 
 
-@pytest.mark.parametrize("after", ["reading", "step    40"])
+# On a machine that is busy any but the first measurement may be passed over.
+@pytest.mark.parametrize("after", ["reading", "step +[1-9]"])
 def test_breaking_it_off_leaves_what_was_measured_and_no_traceback(tmp_path, after):
-    code, seen = broken_off(["--root", str(tmp_path)], lambda seen: after in seen)
+    code, seen = broken_off(["--root", str(tmp_path)], lambda seen: re.search(after, seen))
     assert "Traceback" not in seen
     if after == "reading":
         assert code == 130
         assert "Stopped before training began" in seen
     else:
         assert code == 0
-        assert set(monitor.read(tmp_path, "induction")["step"]) >= {0, 40}
+        assert monitor.read(tmp_path, "induction")["step"].nunique() >= 2
         assert "No head's prefix-matching score passed 0.4" in " ".join(seen.split())
 
 
@@ -145,7 +146,7 @@ def test_several_runs_differ_in_their_seed_and_are_compared_at_the_end(tmp_path)
 @pytest.mark.parametrize("of", [1, 2])
 def test_breaking_off_one_of_several_runs_keeps_those_that_ended(tmp_path, of):
     arguments = ["--runs", "3", "--steps", "400", "--root", str(tmp_path)]
-    code, seen = broken_off(arguments, lambda seen: seen.count("step    40") == of)
+    code, seen = broken_off(arguments, lambda seen: seen.count("step     0") == of)
     assert code == 0
     assert "Traceback" not in seen
     names = monitor.read(tmp_path, "induction")["run"].unique().tolist()
