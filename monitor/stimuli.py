@@ -139,6 +139,11 @@ def repeated_from(
     # A token occurred before a whole number of periods back, but not before the first copy.
     earlier = [range(length, positions, length) for length in period.tolist()]
     after_earlier = [[offset - 1 for offset in offsets] for offsets in earlier]
+    # Where it would look in another sequence, and is right in this one only by chance.
+    elsewhere = [
+        [offset - 1 for offset in range(other, positions, other) if offset % own]
+        for own, other in zip(period.tolist(), _of_another(period).tolist(), strict=True)
+    ]
     return Stimulus(
         name="repeated",
         tokens=tokens,
@@ -148,6 +153,7 @@ def repeated_from(
         sampled=_spread(batch, positions),
         targets={
             "prefix_matching": _back(after_earlier, positions, first_key=lead + 1),
+            "other_period": _back(elsewhere, positions, first_key=lead + 1),
             "previous_token": _back([[1]] * batch, positions),
             "duplicate_token": _back(earlier, positions, first_key=lead),
             "first_token": _first(batch, positions),
@@ -292,13 +298,23 @@ def _back(
     offsets: Sequence[Iterable[int]], positions: int, *, first_key: int = 0
 ) -> AttentionTarget:
     """The keys of each sequence that lie any of its `offsets` before the query."""
+    none = torch.empty(3, 0, dtype=torch.long)
     pairs = [
         torch.stack([torch.full_like(query, sequence), query, query - offset])
         for sequence, distances in enumerate(offsets)
         for offset in distances
         for query in [torch.arange(first_key + offset, positions)]
     ]
-    return _target(torch.cat(pairs, dim=1), len(offsets))
+    return _target(torch.cat([none, *pairs], dim=1), len(offsets))
+
+
+def _of_another(period: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
+    """For each sequence the period of another, as near as may be, so that each lends its own once.
+    They differ as far as they can.
+    """
+    order = period.argsort(stable=True)
+    most = int(period.unique(return_counts=True)[1].max())
+    return torch.empty_like(period).scatter_(0, order, period[order].roll(-most))
 
 
 def _first(batch: int, positions: int) -> AttentionTarget:

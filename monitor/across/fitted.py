@@ -52,7 +52,7 @@ def fitted(
     The columns are those of `monitor.transitions.Transition`, in steps or tokens, with `searched`,
     the number of series of the run that were looked through, and `last`, where the series ends.
     The more series there are the clearer one must be: 2 log(searched) is added to the ΔBIC of 10
-    that a transition needs.
+    that a transition needs. One that is lower than two standard errors of its series is none.
 
     Args:
         root: folder of the tables.
@@ -166,19 +166,20 @@ def early_warnings(fits: pd.DataFrame, run: str) -> pd.DataFrame:
 def _of_run(
     root: str | Path, run: str, series: Sequence[Series], axis: Axis
 ) -> list[dict[str, Any]]:
-    measured: dict[str, tuple[list[float], list[float]]] = {}
+    measured: dict[str, tuple[list[float], list[float], list[float]]] = {}
     with contextlib.closing(connect(root, run=run)) as connection:
         for each in series:
             for step, values in each.values(connection).items():
                 for value in values:
-                    steps, numbers = measured.setdefault(value.series, ([], []))
+                    steps, numbers, least = measured.setdefault(value.series, ([], [], []))
                     steps.append(step)
                     numbers.append(value.value)
+                    least.append(value.least)
         tokens = _tokens(connection) if axis == "tokens" else {}
         breaks = _breaks(connection)
     rows = []
     needed = 10 + 2 * math.log(max(1, len(measured)))
-    for name, (steps, numbers) in measured.items():
+    for name, (steps, numbers, least) in measured.items():
         common = {"run": run, "series": name, "searched": len(measured), "n": len(steps)}
         at = [tokens.get(int(step), math.nan) for step in steps] if axis == "tokens" else steps
         if not all(map(math.isfinite, at)):
@@ -196,6 +197,7 @@ def _of_run(
                 axis="log_step" if axis == "log_step" else "step",
                 min_delta_bic=needed,
             )
+            if abs(one.height) >= np.median(np.array(least)[stretch == part])
         ]
         rows += [common | _row(one) for one in found] or [common | {"validity": NONE}]
     return rows

@@ -161,7 +161,11 @@ class Noticing:
             history = self._histories.setdefault(value.series, _History())
             history.step.append(step)
             history.value.append(value.value)
-        events += self._detector.update(step, {value.series: value.value for value in values})
+        events += self._detector.update(
+            step,
+            {value.series: value.value for value in values},
+            least={value.series: value.least for value in values},
+        )
         interval = max(self._intervals, default=0)
         events += self._forming.take(step, tables, interval=interval)
         for event in events:

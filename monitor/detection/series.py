@@ -9,13 +9,23 @@ import duckdb
 
 from monitor.names import check_label
 
+_ERRORS = 2.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Value:
-    """What one series was at some step."""
+    """What one series was at some step, and its standard error, 0 where that is not known."""
 
     series: str
     value: float
+    stderr: float = 0.0
+
+    @property
+    def least(self) -> float:
+        """The height of a change from which on it is seen on other sequences as well. An error of
+        the change itself would be smaller, as both its ends are of the same sequences.
+        """
+        return _ERRORS * self.stderr
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,10 +43,11 @@ class Series:
         query: SQL over the tables of a run that gives columns `step` and `value`, one row a step,
             or with `part` one row a step and part, each a series of its own. As it is asked at each
             measurement, of that one alone, and again of all measurements, it has to group by step.
+            With `stderr` too, the standard error of the value, changes are claimed only where they
+            are twice as large: on other sequences smaller ones might not be there.
 
-    Standard errors are no part of it: they say how far a value may be from that on other
-    sequences, and the sequences are the same at every step. How far a series scatters from one
-    measurement to the next is seen in itself.
+    How far a series scatters from one measurement to the next is no standard error, as the
+    sequences are the same at every step; it is seen in the series itself.
 
     Raises:
         TypeError, ValueError: the name or the query is of no use.
@@ -52,16 +63,24 @@ class Series:
 
     @classmethod
     def best(
-        cls, name: str, table: str, field: str, *, by: str = "", where: str = "true"
+        cls,
+        name: str,
+        table: str,
+        field: str,
+        *,
+        by: str = "",
+        where: str = "true",
+        stderr: bool = True,
     ) -> Series:
         """The largest value of a field at each step, of all valid rows or of those with the same
-        `by`, a dimension.
+        `by`, a dimension; `stderr` says whether the field has a standard error.
         """
+        error = f", arg_max({field}_stderr, {field}) as stderr" if stderr else ""
         part = f"{by} as part, " if by else ""
         group = f", {by}" if by else ""
         return cls(
             name=name,
-            query=f"select step, {part}max({field}) as value from {table} "  # noqa: S608 -- ours
+            query=f"select step, {part}max({field}) as value{error} from {table} "  # noqa: S608 -- ours
             f"where validity = 'ok' and {where} group by step{group}",
         )
 
@@ -80,10 +99,10 @@ class Series:
             return {}
         except duckdb.Error as error:
             raise ValueError(f"series {self.name!r}: its query failed: {error}") from error
-        if not {"step", "value"} <= {*columns} <= {"step", "value", "part"}:
+        if not {"step", "value"} <= {*columns} <= {"step", "value", "part", "stderr"}:
             raise ValueError(
                 f"series {self.name!r}: its query gives {', '.join(columns)}; expected step and "
-                "value, and part where one step has several"
+                "value, part where one step has several, and stderr where it is known"
             )
         by_step: dict[int, dict[str, Value]] = {}
         for row in rows:
@@ -96,12 +115,18 @@ class Series:
                     f"series {name!r} has several values at step {row['step']}; expected one: "
                     "group by step, and give as part what else tells them apart"
                 )
-            at[name] = Value(series=name, value=float(row["value"]))
+            at[name] = Value(
+                series=name, value=float(row["value"]), stderr=_known(row.get("stderr"))
+            )
         return {step: list(at.values()) for step, at in sorted(by_step.items())}
 
 
+def _known(stderr: float | None) -> float:
+    return float(stderr) if stderr is not None and math.isfinite(stderr) else 0.0
+
+
 SERIES = (
-    Series.best("induction head", "induction", "prefix_matching"),
+    Series.best("induction head", "induction", "beyond_position"),
     Series.best("previous-token head", "induction", "previous_token"),
     Series.best("in-context learning", "in_context", "paired_score"),
     Series.best("loss on repeats", "in_context", "repeat_later"),
@@ -112,5 +137,5 @@ SERIES = (
 
 The training loss is none of them: it follows the learning rate and the data as much as the model,
 and what it says of these is in the labels. `Series.best("training loss", "optimisation", "loss",
-where="family = 'all'")` follows it where optimisers are watched.
+where="family = 'all'", stderr=False)` follows it where optimisers are watched.
 """

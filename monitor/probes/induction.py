@@ -17,13 +17,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Float, Int, Num
+from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
 from monitor.attention import LayerAttention
 from monitor.estimate import jackknife_stderr, pooled_mean
 from monitor.evidence import Evidence
 from monitor.record import HEAD, LAYER, Field, ProbeSpec
+from monitor.stimuli import Stimulus
 
 _FIXED_PERIOD = "Copying by position, where all periods are equal; here each sequence has its own."
 _UNIFORM = "uniform attention over the keys in view, on the same tokens"
@@ -41,6 +42,16 @@ SPEC = ProbeSpec(
             high=1,
             null=_UNIFORM,
             fooled_by=_FIXED_PERIOD,
+        ),
+        Field(
+            name="beyond_position",
+            help="`prefix_matching` less what the head gives to the same distances in sequences of "
+            "another period: 0 for a head that attends by position alone.",
+            low=-1,
+            high=1,
+            null=_UNIFORM,
+            fooled_by="A head that looks anywhere else at what repeats takes attention from these "
+            "distances.",
         ),
         Field(
             name="previous_token",
@@ -140,8 +151,10 @@ def compute(evidence: Evidence) -> dict[str, Any]:
             stimulus.targets[target].queries,
         )
     layers = _present(observations["repeated"].attention)
-    columns |= _same_offset(layers, observations["repeated"].stimulus.period)
-    batch, positions = observations["repeated"].stimulus.tokens.shape
+    stimulus = observations["repeated"].stimulus
+    columns |= _beyond_position(layers, stimulus)
+    columns |= _same_offset(layers, stimulus.period)
+    batch, positions = stimulus.tokens.shape
     queries = torch.full((batch,), positions - 1)
     uniform = torch.cat([layer.uniform_entropy for layer in layers], dim=1)
     entropy = torch.cat([_present(layer.entropy) for layer in layers], dim=1)
@@ -184,6 +197,32 @@ def _largest(layers: Sequence[LayerAttention]) -> Mapping[str, Float[Tensor, " h
         return dict.fromkeys(("largest_logit", "largest_logit_stderr", "largest_logit_null"))
     largest = torch.cat(shown, dim=1)
     return _estimates("largest_logit", largest, torch.zeros_like(largest), torch.ones(len(largest)))
+
+
+def _beyond_position(
+    layers: Sequence[LayerAttention], stimulus: Stimulus
+) -> dict[str, Float[Tensor, " head"] | None]:
+    """The difference of two pooled means, and its standard error by leaving sequences out."""
+    own, other = (stimulus.targets[name].queries for name in ("prefix_matching", "other_period"))
+    if not other.any():
+        return dict.fromkeys(("beyond_position", "beyond_position_stderr", "beyond_position_null"))
+
+    def beyond(of: str, kept: Bool[Tensor, "group batch"]) -> Float[Tensor, "group head"]:
+        matching, elsewhere = (
+            torch.cat([getattr(layer, of)[name] for layer in layers], dim=1).double()
+            for name in ("prefix_matching", "other_period")
+        )
+        kept = kept.double()
+        own_mean = kept @ matching / (kept @ own.double())[:, None]
+        return own_mean - kept @ elsewhere / (kept @ other.double())[:, None]
+
+    batch = len(own)
+    everything = torch.ones(1, batch, dtype=torch.bool)
+    return {
+        "beyond_position": beyond("mass", everything)[0],
+        "beyond_position_stderr": jackknife_stderr(beyond("mass", ~torch.eye(batch).bool())),
+        "beyond_position_null": beyond("uniform", everything)[0],
+    }
 
 
 def _same_offset(

@@ -69,6 +69,7 @@ def strongest(
     value: Float[np.ndarray, "measurement series"],
     stderr: Float[np.ndarray, "measurement series"],
     earliest: Int[np.ndarray, " series"],
+    least: Float[np.ndarray, " series"],
 ) -> Evidence:
     """The change for which most speaks, of each series.
 
@@ -83,6 +84,7 @@ def strongest(
         value: finite.
         stderr: the noise is at least so large; 0 where it is not known.
         earliest: no onset before this position.
+        least: no change that is lower.
     """
     n, count = value.shape
     if n < FEWEST_BEFORE + _LASTED[0]:
@@ -99,9 +101,12 @@ def strongest(
     spread = np.where(flat, 1.0, spread)
     raw = centred / spread
     y = clipped(raw)
-    # Twice, as the product may be too small for a number.
-    errors = stderr / np.where(largest > 0, largest, 1.0) / spread
-    floor = np.mean(np.square(errors), axis=0) + (_ROUNDING / spread) ** 2 + _loners(raw, y)
+
+    def scaled(of: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+        # Twice, as the product may be too small for a number.
+        return of / np.where(largest > 0, largest, 1.0) / spread
+
+    floor = np.mean(np.square(scaled(stderr)), axis=0) + (_ROUNDING / spread) ** 2 + _loners(raw, y)
 
     free = n - design.parts
     whole = design.left(y) + design.sizes[:, None] * floor + _TINY
@@ -116,6 +121,7 @@ def strongest(
         (np.sign(moved) == np.sign(heights))
         & (np.abs(moved) >= np.abs(heights) / 2)
         & (np.abs(heights) >= LEAST_HEIGHT * left)
+        & (np.minimum(np.abs(heights), np.abs(moved)) >= scaled(least))
         & (design.onsets[:, None] >= earliest)
         & ~flat
     )

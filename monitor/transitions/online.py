@@ -152,6 +152,7 @@ class OnlineDetector:
         value: float | Mapping[str, float],
         *,
         stderr: float | Mapping[str, float] | None = None,
+        least: float | Mapping[str, float] | None = None,
     ) -> list[Event]:
         """Takes one measurement of one or many series, and returns what is new.
 
@@ -159,19 +160,19 @@ class OnlineDetector:
             step: larger than those before.
             value: a number, or one for each series. A series may be absent, or nan, which is
                 skipped.
-            stderr: of the values, where known: the noise is at least as large.
+            stderr: of the values, where each was measured independently of the others: the noise is
+                at least as large.
+            least: a change that begins is at least so high, where smaller ones do not matter.
 
         Raises:
-            ValueError: the step does not increase, a value is infinite, or a standard error is
-                negative.
+            ValueError: the step does not increase, a value is infinite, or a standard error or a
+                least height is negative.
         """
         step = self._later(step)
         values = value if isinstance(value, Mapping) else {"": value}
-        errors = stderr if isinstance(stderr, Mapping) else dict.fromkeys(values, stderr)
-        measured = {}
-        for name, number in values.items():
-            error = errors.get(name)
-            measured[name] = _checked(name, number, 0.0 if error is None else error)
+        errors = _sizes("standard error", values, stderr)
+        heights = _sizes("least height", values, least)
+        measured = {name: (_checked(name, values[name]), errors[name]) for name in values}
         self._last = step
         for name in measured:
             self._series.setdefault(name, _Series())
@@ -180,9 +181,9 @@ class OnlineDetector:
             if math.isnan(number):
                 continue
             series = self._series[name]
-            series.add(step, number, 0.0 if math.isnan(error) else error)
+            series.add(step, number, error)
             alike.setdefault(tuple(series.step), []).append(name)
-        of = {e.series: e for names in alike.values() for e in self._weighed(names)}
+        of = {e.series: e for names in alike.values() for e in self._weighed(names, heights)}
         events = [of[name] for name in measured if name in of]
         self._history += events
         return events
@@ -245,7 +246,7 @@ class OnlineDetector:
             )
         return step
 
-    def _weighed(self, names: list[str]) -> list[Event]:
+    def _weighed(self, names: list[str], least: Mapping[str, float]) -> list[Event]:
         """What is new of these series, which were measured at the same steps."""
         series = [self._series[name] for name in names]
         step = np.array(series[0].step)
@@ -254,6 +255,7 @@ class OnlineDetector:
             np.array([each.value for each in series]).T,
             np.array([each.stderr for each in series]).T,
             np.array([each.earliest() for each in series]),
+            np.array([least[name] for name in names]),
         )
         needed = threshold(self._rate / len(self._series), len(step))
         events = []
@@ -304,18 +306,30 @@ def _judged(series: _Series, said: dict[str, Any], new: dict[str, Any]) -> list[
     return [event]
 
 
-def _checked(name: str, value: float, stderr: float) -> tuple[float, float]:
-    value, stderr = float(value), float(stderr)
+def _checked(name: str, value: float) -> float:
+    value = float(value)
     if math.isinf(value):
         raise ValueError(
             f"series {name!r} is {value}; expected a finite number, or nan where there is none"
         )
-    if stderr < 0 or math.isinf(stderr):
-        raise ValueError(
-            f"the standard error of series {name!r} is {stderr}; expected a number of at least 0, "
-            "or nan where it is not known"
-        )
-    return value, stderr
+    return value
+
+
+def _sizes(
+    what: str, values: Mapping[str, float], given: float | Mapping[str, float] | None
+) -> dict[str, float]:
+    """Of each series, 0 where none is given or known."""
+    each = given if isinstance(given, Mapping) else dict.fromkeys(values, given)
+    sizes = {}
+    for name in values:
+        size = float(each.get(name) or 0.0)
+        if size < 0 or math.isinf(size):
+            raise ValueError(
+                f"the {what} of series {name!r} is {size}; expected a number of at least 0, or nan "
+                "where it is not known"
+            )
+        sizes[name] = 0.0 if math.isnan(size) else size
+    return sizes
 
 
 def _copied(kept: Mapping[str, Any]) -> dict[str, Any]:

@@ -243,9 +243,10 @@ def _excess(values: np.ndarray) -> np.ndarray:
     """Of each measurement and series the score less the threshold at 1 in 1,000."""
     step, excess = np.arange(len(values), dtype=float), np.full(values.shape, -np.inf)
     zeros, nowhere = np.zeros_like(values), np.zeros(values.shape[1], dtype=int)
+    anything = np.zeros(values.shape[1])
     for end in range(1, len(values) + 1):
         of = slice(max(0, end - WINDOW), end)
-        found = strongest(step[of], values[of], zeros[of], nowhere)
+        found = strongest(step[of], values[of], zeros[of], nowhere, anything)
         excess[end - 1] = found.score - threshold(1, min(end, WINDOW))
     return excess
 

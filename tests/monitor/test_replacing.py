@@ -8,9 +8,14 @@ from monitor.replacing import ABANDONED, replacing
 def test_what_fails_midway_leaves_what_was_there(tmp_path):
     path = tmp_path / "table.parquet"
     path.write_text("old")
-    with pytest.raises(OSError, match="no space"), replacing(path) as temporary:
-        temporary.write_text("ne")
-        raise OSError("no space")
+
+    def half():
+        with replacing(path) as temporary:
+            temporary.write_text("ne")
+            raise OSError("no space")
+
+    with pytest.raises(OSError, match="no space"):
+        half()
     assert [each.read_text() for each in tmp_path.iterdir()] == ["old"]
 
 

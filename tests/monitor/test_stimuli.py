@@ -146,11 +146,26 @@ def test_rows_are_counted_from_0_again():
     assert torch.equal(part.tokens, again.tokens)
     assert torch.equal(part.period, again.period)
     for name, target in part.targets.items():
+        if name == "other_period":
+            # That of a sequence which may be in another part.
+            continue
         found = torch.stack([target.sequence, target.query, target.key])
         expected = again.targets[name]
         expected = torch.stack([expected.sequence, expected.query, expected.key])
         assert torch.equal(found.unique(dim=1), expected.unique(dim=1))
         assert torch.equal(target.queries, again.targets[name].queries)
+
+
+def test_each_sequence_lends_its_period_once_to_one_of_another():
+    stimulus = build()
+    target, lent = stimulus.targets["other_period"], []
+    for sequence, period in enumerate(stimulus.period.tolist()):
+        of = target.sequence == sequence
+        back = (target.query - target.key)[of].unique() + 1
+        assert (back % period != 0).all()
+        lent.append(int(back.min()))
+        assert (back % lent[-1] == 0).all()
+    assert sorted(lent) == sorted(stimulus.period.tolist())
 
 
 def test_too_short_a_context_is_refused():

@@ -154,14 +154,71 @@ def entropy(weights: Tensor, *, normalized: bool, visible: Tensor | None = None)
     return estimate(per_sequence)
 
 
+def beyond_position(weights: Tensor, tokens: Tensor, visible: Tensor | None = None) -> Estimate:
+    """The mean attention of one head ([batch query key]) on the keys of prefix matching, less that
+    on those that would be such keys if the sequence had the period of another one; its standard
+    error by leaving sequences out.
+
+    The sequences stand in a ring by their period, and each takes the one so many places on as the
+    most frequent period is often. What is a key of prefix matching all the same is left out.
+    """
+    rows, batch = tokens.tolist(), len(tokens)
+    lead = 0 if rows[0][0] in rows[0][1:] else 1
+    periods = [_period(row) for row in rows]
+    ring = sorted(range(batch), key=lambda sequence: periods[sequence])
+    most = max(periods.count(period) for period in periods)
+    seen = _seen(weights, visible)
+
+    def on(wanted: Wanted) -> list[tuple[float, float, int]]:
+        found = []
+        for sequence in range(batch):
+            attended, uniform, queries = 0.0, 0.0, 0
+            for query, row in enumerate(weights[sequence].tolist()):
+                keys = [k for k in range(query + 1) if wanted(sequence, query, k)]
+                attended += sum(row[k] for k in keys)
+                uniform += sum(seen[query][k] for k in keys) / sum(seen[query])
+                queries += bool(keys)
+            found.append((attended, uniform, queries))
+        return found
+
+    def matches(sequence: int, query: int, key: int) -> bool:
+        return after_an_occurrence(rows[sequence], query, key)
+
+    def would_match(sequence: int, query: int, key: int) -> bool:
+        other = periods[ring[(ring.index(sequence) + most) % batch]]
+        multiple = (query - key + 1) % other == 0 and key > lead
+        return multiple and not matches(sequence, query, key)
+
+    own, elsewhere = on(matches), on(would_match)
+
+    def difference(sequences: list[int], number: int) -> float:
+        means = [
+            sum(of[s][number] for s in sequences) / sum(of[s][2] for s in sequences)
+            for of in (own, elsewhere)
+        ]
+        return means[0] - means[1]
+
+    everything = list(range(batch))
+    without = [difference([s for s in everything if s != left], 0) for left in everything]
+    middle = sum(without) / batch
+    return Estimate(
+        mean=difference(everything, 0),
+        stderr=math.sqrt((batch - 1) / batch * sum((w - middle) ** 2 for w in without)),
+        null=difference(everything, 1),
+    )
+
+
+def _period(row: list[int]) -> int:
+    return next(d for d in range(1, len(row)) if row[-1] == row[-1 - d])
+
+
 def same_offset(
     weights: Tensor, tokens: Tensor, sampled: Tensor, visible: Tensor | None = None
 ) -> Estimate:
     """How often one head ([batch query key]) attends equally far back in two sequences of different
     periods, at the sampled queries of each; its standard error by leaving sequences out.
     """
-    rows = tokens.tolist()
-    periods = [next(d for d in range(1, len(r)) if r[-1] == r[-1 - d]) for r in rows]
+    periods = [_period(row) for row in tokens.tolist()]
     seen = _seen(weights, visible)
 
     def profile(sequence: int, *, evenly: bool) -> list[float]:
@@ -225,6 +282,10 @@ def induction(
         "previous_token_text": [
             attention_on(just_before, weights, text_tokens, keys)
             for weights, keys in zip(on_text, seen, strict=True)
+        ],
+        "beyond_position": [
+            beyond_position(weights, repeated_tokens, keys)
+            for weights, keys in zip(heads, seen, strict=True)
         ],
         "same_offset": [
             same_offset(weights, repeated_tokens, sampled, keys)

@@ -25,19 +25,28 @@ SPEC = ProbeSpec(
 NUMBER = Series.best("number", "made_up", "number")
 
 
-def measured(step: int, value: float, *, run: str = "r") -> Measurement:
+def measured(step: int, value: float, *, run: str = "r", stderr: float = 0.01) -> Measurement:
     """One measurement of the number."""
     when = moment(step, run=run)
-    columns = {"number": [value], "number_stderr": [0.01], "n": [16], "validity": ["ok"]}
+    columns = {"number": [value], "number_stderr": [stderr], "n": [16], "validity": ["ok"]}
     return Measurement(moment=when, readings=(Reading.build(SPEC, when, columns),))
 
 
-def rising(*, at: int = 40, measurements: int = 60, every: int = 10, height: float = 1.0) -> list:
+def rising(
+    *,
+    at: int = 40,
+    measurements: int = 60,
+    every: int = 10,
+    height: float = 1.0,
+    stderr: float = 0.01,
+) -> list:
     """Noise of sd 0.05, which goes up within few measurements of the one numbered `at`."""
     random = np.random.default_rng(0)
     number = np.arange(measurements)
     values = height / (1 + np.exp(-2 * (number - at))) + 0.05 * random.normal(size=measurements)
-    return [measured(every * step, value) for step, value in enumerate(values.tolist())]
+    return [
+        measured(every * step, value, stderr=stderr) for step, value in enumerate(values.tolist())
+    ]
 
 
 def notice(

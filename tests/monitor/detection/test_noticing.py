@@ -52,6 +52,12 @@ def test_noise_is_no_transition():
     assert noticed(Noticing([NUMBER]), rising(height=0.0, measurements=100)) == []
 
 
+def test_a_change_that_other_sequences_might_not_show_is_none():
+    assert noticed(Noticing([NUMBER]), rising(stderr=0.4)) != []
+    assert noticed(Noticing([NUMBER]), rising(stderr=0.6)) == []
+    assert noticed(Noticing([NUMBER]), rising(stderr=float("nan"))) != []
+
+
 def test_the_rows_are_what_was_said():
     noticing = Noticing([NUMBER], false_alarms=2.0)
     for one in rising():

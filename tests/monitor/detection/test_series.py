@@ -15,7 +15,13 @@ def connected(**tables):
 
 
 HEADS = [
-    {"step": step, "layer": layer, "score": score, "validity": validity}
+    {
+        "step": step,
+        "layer": layer,
+        "score": score,
+        "score_stderr": score / 10,
+        "validity": validity,
+    }
     for step, layer, score, validity in (
         (3, 0, 0.5, "ok"),
         (3, 1, 0.25, "ok"),
@@ -31,6 +37,10 @@ def test_the_best_of_the_valid_rows():
     (first,), (third,) = found.values()
     assert (first.series, first.value) == ("head", 0.125)
     assert third.value == 0.5
+    assert (first.stderr, third.stderr) == (0.0125, 0.05)
+    assert third.least == 0.1
+    bare = Series.best("head", "heads", "score", stderr=False).values(connected(heads=HEADS))
+    assert bare[3][0].least == 0
 
 
 def test_parts_are_series_of_their_own():
@@ -43,6 +53,13 @@ def test_a_query_of_the_users_own():
     query = "select step, avg(score) as value from heads group by step"
     found = Series(name="mean", query=query).values(connected(heads=HEADS))
     assert [value.value for value in found[3]] == [0.375]
+
+
+def test_a_standard_error_of_the_users_own():
+    rows = [{"step": 1, "x": 1.0, "e": 0.25}, {"step": 2, "x": 1.0, "e": float("nan")}]
+    query = "select step, x as value, e as stderr from t"
+    found = Series(name="x", query=query).values(connected(t=rows))
+    assert [value.least for (value,) in found.values()] == [0.5, 0]
 
 
 def test_what_was_not_measured_has_no_value():

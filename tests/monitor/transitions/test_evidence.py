@@ -22,6 +22,12 @@ def fitted(columns, y, covariance):
     return left @ precision @ left, coefficients[-1], beside
 
 
+def found_in(value, *, least=0.0):
+    n = len(value)
+    errors, earliest = np.zeros((n, 1)), np.zeros(1, dtype=int)
+    return strongest(np.arange(float(n)), value[:, None], errors, earliest, np.array([least]))
+
+
 def slowly(value):
     """The score of one series of even steps, measurement by measurement as `strongest` has it."""
     n = len(value)
@@ -61,11 +67,23 @@ def test_the_score_is_that_of_slow_least_squares(of):
     n = 30
     value = noise(of, n, np.random.default_rng(7))
     value += sigmoid(n, midpoint=25, width=4, height=10)
-    found = strongest(np.arange(float(n)), value[:, None], np.zeros((n, 1)), np.zeros(1, dtype=int))
+    found = found_in(value)
     assert found.score[0] == pytest.approx(slowly(value), rel=1e-6)
     assert found.score[0] > 0
     assert 18 <= found.onset[0] <= 27
     assert found.height[0] > 0
+
+
+def test_what_is_lower_than_matters_is_no_change():
+    value = noise("white", 40, np.random.default_rng(7)) + sigmoid(
+        40, midpoint=33, width=2, height=10
+    )
+    found = found_in(value)
+    assert found_in(value, least=5.0).score[0] == pytest.approx(found.score[0], rel=0.05)
+    assert found_in(value, least=20.0).score[0] == 0
+    # In the unit of the values, whatever that is.
+    assert found_in(1e-6 * value, least=5e-6).score[0] == pytest.approx(found.score[0], rel=0.05)
+    assert found_in(1e-6 * value, least=2e-5).score[0] == 0
 
 
 def test_what_whitens_first_measurements_does_not_depend_on_later_ones():

@@ -136,6 +136,14 @@ def test_with_their_standard_error_small_values_say_nothing():
     assert said(value, stderr=0.3) == ()
 
 
+def test_what_is_lower_than_matters_is_not_said():
+    value = risen(height=12)
+    assert [event.state for event in said(value, least=6.0)] == ["provisional", "confirmed"]
+    assert said(value, least=30.0) == ()
+    # What is not known hides nothing.
+    assert said(value, least=float("nan")) == said(value)
+
+
 def test_a_break_of_the_chain_forgets():
     value = risen(height=30, width=1)
     detector = OnlineDetector()
@@ -203,6 +211,8 @@ def test_what_is_refused_leaves_no_trace():
         detector.update(1, {"a": 0.0, "b": np.inf})
     with pytest.raises(ValueError, match="standard error of series 'a'"):
         detector.update(1, {"a": 0.0}, stderr=-1.0)
+    with pytest.raises(ValueError, match="least height of series 'a' is inf"):
+        detector.update(1, {"a": 0.0}, least={"a": np.inf})
     with pytest.raises(ValueError, match="the chain is broken at step -1"):
         detector.break_chain(-1)
     assert detector.state() == before
