@@ -20,6 +20,7 @@ from monitor.across.formed import runs_of
 from monitor.across.pooled import exact_interval
 from monitor.detection import SERIES, Series
 from monitor.detection.chain import Chain
+from monitor.detection.series import values_of
 from monitor.names import expect_one_of
 from monitor.query import connect
 from monitor.transitions import Transition, fit
@@ -169,7 +170,10 @@ def _of_run(
     measured: dict[str, tuple[list[float], list[float], list[float]]] = {}
     with contextlib.closing(connect(root, run=run)) as connection:
         for each in series:
-            for step, values in each.values(connection).items():
+            by_step, error = values_of(each, connection)
+            if error is not None:
+                raise error
+            for step, values in by_step.items():
                 for value in values:
                     steps, numbers, least = measured.setdefault(value.series, ([], [], []))
                     steps.append(step)

@@ -13,7 +13,7 @@ import pandas as pd
 from monitor.detection.chain import Chain
 from monitor.detection.forming import Forming
 from monitor.detection.labels import Trained, label, trained_until
-from monitor.detection.series import SERIES, Series, Value
+from monitor.detection.series import SERIES, Series, Value, values_of
 from monitor.detection.table import BROKEN, Kind, Notice
 from monitor.record import Failure, Measurement
 from monitor.transitions import Event, OnlineDetector, Transition, fit
@@ -109,7 +109,7 @@ class Noticing:
         self._trained = [one for one in trained_until(connection) if one.step <= until]
         by_step: dict[int, list[Value]] = {}
         for each in self._series:
-            for step, values in _found(each, connection)[0].items():
+            for step, values in values_of(each, connection)[0].items():
                 by_step.setdefault(step, []).extend(values)
         tables = {
             name: _frame(connection, name, until)
@@ -133,7 +133,7 @@ class Noticing:
         try:
             values = []
             for series in self._series:
-                by_step, error = _found(series, self._connection)
+                by_step, error = values_of(series, self._connection)
                 values += by_step.get(step, [])
                 failures += [] if error is None else [Failure.of(f"series {series.name}", error)]
             self._trained += trained_until(self._connection)
@@ -246,14 +246,3 @@ def _frame(connection: duckdb.DuckDBPyConnection, name: str, until: int) -> pd.D
     chosen = ", ".join(f'"{column}"' for column in columns)
     rows = connection.execute(f'select {chosen} from "{name}" where step <= {until}')  # noqa: S608
     return pd.DataFrame(rows.fetchall(), columns=columns)
-
-
-def _found(
-    series: Series, connection: duckdb.DuckDBPyConnection
-) -> tuple[dict[int, list[Value]], ValueError | None]:
-    """The values of a series by step, and what went wrong with it."""
-    try:
-        return series.values(connection), None
-    except ValueError as error:
-        # Of our own series only those are there whose probes and fields were asked for.
-        return {}, None if series in SERIES else error

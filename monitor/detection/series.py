@@ -139,3 +139,15 @@ The training loss is none of them: it follows the learning rate and the data as 
 and what it says of these is in the labels. `Series.best("training loss", "optimisation", "loss",
 where="family = 'all'", stderr=False)` follows it where optimisers are watched.
 """
+
+
+def values_of(
+    series: Series, connection: duckdb.DuckDBPyConnection
+) -> tuple[dict[int, list[Value]], ValueError | None]:
+    """The values of a series by step, and what went wrong with it. Of our own series only those are
+    there whose probes and fields were asked for, which is no failure.
+    """
+    try:
+        return series.values(connection), None
+    except ValueError as error:
+        return {}, None if series in SERIES else error

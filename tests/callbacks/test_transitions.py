@@ -15,7 +15,7 @@ from tests.recorded import steps
 
 pytestmark = pytest.mark.filterwarnings(*LIGHTNING_WARNINGS)
 
-LOSS = Series.best("loss", "in_context", "loss_early")
+LOSS = Series.best("loss", "in_context", "loss_early", stderr=False)
 JUMP = 240
 
 

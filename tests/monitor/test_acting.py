@@ -12,7 +12,7 @@ from monitor.sinks import MemorySink
 from tests.callbacks.tiny import TinyLM, text
 from tests.recorded import scrape
 
-LOSS = Series.best("loss", "in_context", "loss_early")
+LOSS = Series.best("loss", "in_context", "loss_early", stderr=False)
 
 
 def shaken(model, step, *, at=30):

@@ -7,7 +7,7 @@ from monitor.detection import Series
 from tests.callbacks.huggingface.rows import text
 from tests.models import gpt2
 
-LOSS = Series.best("loss", "in_context", "loss_early")
+LOSS = Series.best("loss", "in_context", "loss_early", stderr=False)
 JUMP = 200
 
 

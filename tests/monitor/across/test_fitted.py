@@ -2,16 +2,18 @@
 that led in other runs say of one that is going on.
 """
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 import monitor
 from monitor.across.fitted import NONE
-from monitor.detection import Series
+from monitor.detection import SERIES, Series
 from monitor.probes import parameters
 from monitor.record import Measurement, Reading
 from monitor.sinks import ParquetSink
-from tests.monitor.across.recorded import record_scores
+from tests.monitor.across.recorded import SCORES, record_scores
 from tests.monitor.detection.made_up import weights
 from tests.monitor.sinks.fabricated import moment
 
@@ -45,6 +47,29 @@ def record_weights(root, at, *, last_until=0, fields=("norm", "digest", "sketch"
 
 def fits(root, runs=None, **more):
     return monitor.fitted(root, runs, [FIRST, SECOND], **more)
+
+
+def test_of_our_own_series_those_are_there_whose_fields_were_measured(tmp_path):
+    record_scores(
+        tmp_path,
+        "r",
+        {(0, 0): sigmoid(30)},
+        spec=dataclasses.replace(SCORES, name="induction"),
+    )
+    found = monitor.fitted(tmp_path, series=[*SERIES, Series.best("mine", "induction", "score")])
+    assert found["series"].tolist() == ["mine"]
+    with pytest.raises(ValueError, match=r"series 'wrong'.*its query failed"):
+        monitor.fitted(tmp_path, series=[Series.best("wrong", "induction", "nothing")])
+
+
+def test_what_is_lower_than_two_standard_errors_is_no_transition(tmp_path):
+    for run, stderr in (("known", 0.1), ("vague", 0.6)):
+        record_scores(tmp_path, run, {(0, 0): sigmoid(30)}, stderr=stderr)
+    found = monitor.fitted(tmp_path, series=[FIRST])
+    assert dict(zip(found["run"], found["validity"], strict=True)) == {
+        "known": "ok",
+        "vague": NONE,
+    }
 
 
 def test_transitions_of_a_run_and_the_series_without_any(tmp_path):

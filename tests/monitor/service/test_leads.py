@@ -18,6 +18,7 @@ SPEC = ProbeSpec(
     dims=(LAYER, HEAD),
     fields=(
         Field(name="prefix_matching", help="Made up.", null="chance"),
+        Field(name="beyond_position", help="Made up.", null="chance"),
         Field(name="previous_token", help="Made up.", null="chance"),
     ),
     needs=(),
@@ -35,7 +36,8 @@ def rises(root, run, previous, induction, *, measurements=60, tokens=True, seed=
         columns = {"layer": [0], "head": [0], "n": [16], "validity": ["ok"]}
         for name, midpoint in (("previous_token", previous), ("prefix_matching", induction)):
             value = 1 / (1 + np.exp(-1.5 * (at - midpoint))) + 0.03 * random.normal()
-            columns |= {name: [value], f"{name}_stderr": [0.01], f"{name}_null": [0.0]}
+            for field in (name, "beyond_position") if name == "prefix_matching" else (name,):
+                columns |= {field: [value], f"{field}_stderr": [0.01], f"{field}_null": [0.0]}
         reading = Reading.build(SPEC, when, columns)
         sink.write(Measurement(moment=when, readings=(reading,)))
 

@@ -87,7 +87,7 @@ def test_a_run_that_grows_is_watched_until_its_band_appears(tmp_path, serve, vis
         expect(button).to_be_focused()
         writer.join()
         expect(page.locator(".top")).to_contain_text("61 measurements", timeout=60_000)
-        assert shaded(heads, 125, 145) > 10 > shaded(heads, 30, 50)
+        assert shaded(heads, 165, 205) > 10 > shaded(heads, 30, 50)
         visit.picture(page, "grown")
     finally:
         ended.set()

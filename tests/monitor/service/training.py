@@ -58,7 +58,8 @@ def _heads(when: Moment, row: Any) -> list[Reading]:
         filled(
             induction.SPEC, when, len(layer), **where,
             prefix_matching=score, prefix_matching_stderr=np.full(len(layer), 0.01),
-            prefix_matching_null=np.full(len(layer), 0.05), previous_token=before,
+            prefix_matching_null=np.full(len(layer), 0.05), beyond_position=score - 0.05,
+            beyond_position_stderr=np.full(len(layer), 0.01), previous_token=before,
             previous_token_null=np.full(len(layer), 0.05), validity=validity,
         ),
         filled(
