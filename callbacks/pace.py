@@ -78,6 +78,7 @@ class Pace:
         # Whether the next measurement is one that was admitted.
         self._admitted = True
         self._for_checkpoints = 0
+        self._extra = 0
         self._part = 0.0
         self._held_back = False
         self._said = False
@@ -141,6 +142,7 @@ class Pace:
             or not self._costs
             or self._payable(step, self._overhead * (1 - self._reserve)) >= 1
         )
+        self._extra += self._admitted
         return self._admitted
 
     def grant(self, step: int) -> float:
@@ -205,9 +207,11 @@ class Pace:
         self._said = True
         projected, cost = self._projected(step), self._cost()
         due = self._schedule.count(self._first, self._horizon(step))
+        besides = f", besides {self._extra} around transitions" if self._extra else ""
+        kept = f", {self._reserve:.0%} of it for interventions," if self._reserve else ""
         _log.warning(
             "measuring takes %s and a training step %s: all %d points of the schedule (%s) would "
-            "take %.1f%% of the training time. To keep within overhead=%g some are passed over, "
+            "take %.1f%% of the training time%s. To keep within overhead=%g%s some are passed over, "
             "and no checkpoint (said once; overhead=None measures them all, a sparser schedule= "
             "chooses among them)",
             _readable(cost),
@@ -215,7 +219,9 @@ class Pace:
             due,
             self._schedule,
             100 * due * cost / projected,
+            besides,
             self._overhead,
+            kept,
         )
 
 

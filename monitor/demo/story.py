@@ -101,7 +101,8 @@ def _noticed(root: Path, run: str) -> list[str]:
         f"{row['detected_at']:.0f}, confirmed at {row['step']})"
         for row in confirmed.to_dict("records")
     ]
-    taken_back = f"; {retracted} that had been said to begin were taken back" if retracted else ""
+    were = "were" if retracted > 1 else "was"
+    taken_back = f"; {retracted} that had been said to begin {were} taken back" if retracted else ""
     if not told:
         return []
     return [f"Said while it trained: {', '.join(told)}{taken_back}."]

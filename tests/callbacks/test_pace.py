@@ -262,6 +262,31 @@ def test_it_says_once_what_is_done_and_why(caplog):
     )
 
 
+def test_it_says_what_else_the_budget_is_for(caplog):
+    now, extra = [0.0], 0
+    pace = Pace(
+        overhead=0.5,
+        schedule=Schedule.of(10),
+        first=0,
+        last=400,
+        reserve=0.25,
+        clock=lambda: now[0],
+    )
+    for step in range(1, 401):
+        now[0] += 0.1
+        pace.reach(step)
+        planned = step % 10 == 0 and pace.admits(step)
+        asked_for = 0 < step % 10 and step < 30 and pace.admits_extra(step)
+        extra += asked_for
+        if planned or asked_for:
+            now[0] += 0.3
+            pace.spend(0.3)
+    (once,) = said(caplog)
+    assert extra > 10
+    assert f"would take 30.8% of the training time, besides {extra} around transitions. " in once
+    assert "To keep within overhead=0.5, 25% of it for interventions, some are passed" in once
+
+
 def test_figures_wait_until_steps_are_as_long_as_they_will_be(caplog):
     """And are given at the end where it comes before."""
     slow_start = {1: 3.0, 2: 1.0, 3: 0.5}
