@@ -211,9 +211,9 @@ class Pace:
         kept = f", {self._reserve:.0%} of it for interventions," if self._reserve else ""
         _log.warning(
             "measuring takes %s and a training step %s: all %d points of the schedule (%s) would "
-            "take %.1f%% of the training time%s. To keep within overhead=%g%s some are passed over, "
-            "and no checkpoint (said once; overhead=None measures them all, a sparser schedule= "
-            "chooses among them)",
+            "take %.1f%% of the training time%s. To keep within overhead=%g%s some are passed "
+            "over, and no checkpoint (said once; overhead=None measures them all, a sparser "
+            "schedule= chooses among them)",
             _readable(cost),
             _readable(projected / max(1.0, self._horizon(step) - self._first)),
             due,
