@@ -75,16 +75,17 @@ def _all(console: Console, *, steps: int, seed: int, root: Path, port: int, runs
     finished: list[str] = []
     for one in range(seed, seed + runs):
         try:
-            name, whole = _train(
+            name, whole, stopped = _train(
                 console, text, concepts, steps=steps, seed=one, root=root, port=port
             )
         except KeyboardInterrupt:
             if not finished:
                 raise
             break
-        if not whole:
+        if whole:
+            finished.append(name)
+        if stopped:
             break
-        finished.append(name)
         console.print()
     if runs > 1:
         _compare(console, root, finished, runs)
@@ -117,8 +118,10 @@ def _train(
     seed: int,
     root: Path,
     port: int,
-) -> tuple[str, bool]:
-    """Trains one run and tells of it; its name, and whether it came to its end."""
+) -> tuple[str, bool, bool]:
+    """Trains one run and tells of it; its name, whether it came to its end, and whether Ctrl-C was
+    pressed.
+    """
     pl.seed_everything(seed, verbose=False)
     training = _Training()
     context = training.model.context
@@ -155,18 +158,19 @@ def _train(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    begun = time.perf_counter()
+    begun, stopped = time.perf_counter(), False
     with warnings.catch_warnings(), view:
         warnings.simplefilter("ignore")
         try:
             trainer.fit(training, loader)
         except (KeyboardInterrupt, SystemExit):
             # Lightning would end the process here, and ignore the next Ctrl-C.
+            stopped = True
             signal.signal(signal.SIGINT, signal.default_int_handler)
     console.print()
     if view.measurements == 0:
         console.print("Stopped before the first measurement: nothing was recorded.")
-        return name, False
+        return name, False, stopped
     console.print(story(root, name))
     share = view.seconds / (time.perf_counter() - begun)
     console.print(f"Measuring every {_MEASURED_EVERY} steps took {share:.0%} of the time.")
@@ -175,7 +179,7 @@ def _train(
     console.print(how_to_query(root, name), soft_wrap=True, highlight=False)
     console.print("\nTo look at them again in a browser:\n")
     console.print(f"phasewatch serve --root {root}", soft_wrap=True, highlight=False)
-    return name, trainer.global_step >= steps
+    return name, trainer.global_step >= steps, stopped
 
 
 class _Training(pl.LightningModule):

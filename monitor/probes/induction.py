@@ -47,7 +47,6 @@ SPEC = ProbeSpec(
             name="beyond_position",
             help="`prefix_matching` less what the head gives to the same distances in sequences of "
             "another period: 0 for a head that attends by position alone.",
-            low=-1,
             high=1,
             null=_UNIFORM,
             fooled_by="A head that looks anywhere else at what repeats takes attention from these "
