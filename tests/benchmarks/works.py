@@ -106,6 +106,7 @@ def _fields(pattern: Tensor, stimulus: Stimulus) -> dict[str, Tensor]:
         name: pattern[at.sequence, :, at.query, at.key].sum(0) / at.queries.sum()
         for name, at in stimulus.targets.items()
     }
+    fields["beyond_position"] = fields["prefix_matching"] - fields.pop("other_period")
     rows = torch.special.entr(pattern).sum(-1)[..., 1:]
     in_view = torch.arange(2, pattern.shape[-1] + 1, device=pattern.device)
     fields["entropy"] = rows.mean((0, 2))
