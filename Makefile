@@ -39,7 +39,6 @@ dashboards: $(READY)
 
 picture: $(READY)
 	$(BIN)/python docs/picture.py $(ARGS)
-	$(BIN)/python docs/page.py $(ARGS)
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

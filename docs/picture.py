@@ -1,4 +1,5 @@
-"""Draws the README's pictures of a run from its tables: `make picture ARGS="runs demo-seed0-..."`.
+"""Draws the README's pictures of a run from its tables, and takes that of its page in Chromium:
+`make picture ARGS="runs demo-seed0-..."`.
 
 Without a run's name the last one under the root is drawn.
 """
@@ -6,18 +7,24 @@ Without a run's name the last one under the root is drawn.
 from __future__ import annotations
 
 import argparse
+import shutil
 from pathlib import Path
+from urllib.parse import urlencode
 
 import matplotlib as mpl
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from playwright.sync_api import sync_playwright
 
 import monitor
-from monitor.demo.view import CONCEPTS, LAYER, called, followed, half_width
+from monitor.demo.view import CONCEPTS, LAYER, followed
+from monitor.service import Service
+from monitor.terminal.saying import called, half_width
 
 _HEADS = Path(__file__).with_name("demo.png")
 _CONCEPTS = Path(__file__).with_name("concepts.png")
+_PAGE = Path(__file__).with_name("page.png")
 _SERIES = (
     ("previous_token", "previous-token score", "#3b6fb6"),
     ("prefix_matching", "prefix matching (induction)", "#c2452d"),
@@ -35,6 +42,7 @@ def main() -> None:
     mpl.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
     _heads(options.root, run)
     _concepts(options.root, run)
+    _page(options.root, run)
 
 
 def _heads(root: str, run: str) -> None:
@@ -104,6 +112,24 @@ def _draw(
 ) -> None:
     axes.plot(step, value, color=colour, linewidth=1.8, **line)
     axes.fill_between(step, value - error, value + error, color=colour, alpha=0.2, linewidth=0)
+
+
+def _page(root: str, run: str) -> None:
+    """The top of the live page."""
+    service = Service(root, port=0)
+    try:
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(
+                executable_path=shutil.which("chromium"), args=["--no-sandbox"]
+            )
+            page = browser.new_page(viewport={"width": 1280, "height": 1180})
+            page.goto(f"{service.url}/#/run?{urlencode({'run': run})}")
+            for figure in ("loss", "score", "heads"):
+                page.wait_for_selector(f'[data-figure="{figure}"] .legend li')
+            page.screenshot(path=_PAGE)
+            browser.close()
+    finally:
+        service.close()
 
 
 if __name__ == "__main__":

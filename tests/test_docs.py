@@ -120,8 +120,19 @@ def test_the_commands_of_the_readme_exist():
     assert all(option in shown.output for option in ("--steps", "--seed", "--root", "--port"))
 
 
+def script(name):
+    """One of the programs that make pages and pictures, loaded and not run."""
+    found = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+    loaded = importlib.util.module_from_spec(found)
+    found.loader.exec_module(loaded)
+    return loaded
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "docs").glob("*.py")))
+def test_what_makes_pages_and_pictures_finds_what_it_imports(name):
+    assert script(name).__doc__
+
+
 def test_the_tables_page_is_fresh():
-    found = importlib.util.spec_from_file_location("tables", ROOT / "docs" / "tables.py")
-    tables = importlib.util.module_from_spec(found)
-    found.loader.exec_module(tables)
+    tables = script("tables")
     assert tables.page() == tables.PAGE.read_text(), "docs/tables.md is stale: run make docs"
