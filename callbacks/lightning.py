@@ -98,7 +98,7 @@ class TrainingDynamics(Watching, *_callback_classes()):  # type: ignore[misc]  #
         self._resumed = state_dict
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Refuses what cannot be measured."""
+        """Refuses what cannot be measured; no batch is under way yet."""
         self._batch_under_way = False
         strategy = type(trainer.strategy).__name__
         zero_3 = getattr(trainer.strategy, "zero_stage_3", False)

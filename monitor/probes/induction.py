@@ -4,7 +4,8 @@ Prefix matching is the attention from a token's later copies to the tokens that 
 earlier ones: for queries i in later copies of a block of period P, the mean of Σ_k p[i, i - kP + 1]
 over all earlier copies k (Olsson et al. 2022, "In-context Learning and Induction Heads"). The
 previous-token, duplicate-token and first-token scores are such means for the offsets 1 and kP and
-for position 0.
+for position 0. `beyond_position` is prefix matching less the same mean where P is the period of
+another sequence, as near as may be, and the keys are not those of prefix matching by chance.
 A perfect head scores 1; the null is uniform attention over the keys in view, on the same tokens.
 
 What fools it: at one fixed period a head that copies by position alone scores near 1, which is why
@@ -17,11 +18,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Bool, Float, Int, Num
+from jaxtyping import Float, Int, Num
 from torch import Tensor
 
 from monitor.attention import LayerAttention
-from monitor.estimate import jackknife_stderr, pooled_mean
+from monitor.estimate import jackknife_stderr, left_in, pooled_mean
 from monitor.evidence import Evidence
 from monitor.record import HEAD, LAYER, Field, ProbeSpec
 from monitor.stimuli import Stimulus
@@ -206,21 +207,24 @@ def _beyond_position(
     if not other.any():
         return dict.fromkeys(("beyond_position", "beyond_position_stderr", "beyond_position_null"))
 
-    def beyond(of: str, kept: Bool[Tensor, "group batch"]) -> Float[Tensor, "group head"]:
+    batch = len(own)
+    everything = torch.ones(1, batch, dtype=torch.bool)
+    kept = torch.cat([everything, left_in(batch, groups=batch)]).double()
+
+    def beyond(of: str) -> Float[Tensor, "group head"]:
+        """Of all sequences, and without each of them."""
         matching, elsewhere = (
             torch.cat([getattr(layer, of)[name] for layer in layers], dim=1).double()
             for name in ("prefix_matching", "other_period")
         )
-        kept = kept.double()
         own_mean = kept @ matching / (kept @ own.double())[:, None]
         return own_mean - kept @ elsewhere / (kept @ other.double())[:, None]
 
-    batch = len(own)
-    everything = torch.ones(1, batch, dtype=torch.bool)
+    attended = beyond("mass")
     return {
-        "beyond_position": beyond("mass", everything)[0],
-        "beyond_position_stderr": jackknife_stderr(beyond("mass", ~torch.eye(batch).bool())),
-        "beyond_position_null": beyond("uniform", everything)[0],
+        "beyond_position": attended[0],
+        "beyond_position_stderr": jackknife_stderr(attended[1:]),
+        "beyond_position_null": beyond("uniform")[0],
     }
 
 

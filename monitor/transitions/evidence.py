@@ -93,8 +93,9 @@ def strongest(
         )
     design = _design(((step - step[0]) / (step[-1] - step[0])).tobytes())
     largest = np.abs(value).max(axis=0)
+    largest = np.where(largest > 0, largest, 1.0)
     # Divided first, so that squares neither overflow nor vanish.
-    divided = value / np.where(largest > 0, largest, 1.0)
+    divided = value / largest
     centred = divided - np.median(divided, axis=0)
     spread = np.abs(centred).max(axis=0)
     flat = spread <= _ROUNDING
@@ -104,7 +105,7 @@ def strongest(
 
     def scaled(of: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
         # Twice, as the product may be too small for a number.
-        return of / np.where(largest > 0, largest, 1.0) / spread
+        return of / largest / spread
 
     floor = np.mean(np.square(scaled(stderr)), axis=0) + (_ROUNDING / spread) ** 2 + _loners(raw, y)
 

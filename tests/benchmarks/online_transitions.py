@@ -66,7 +66,7 @@ def calibration(trials: int) -> Table:
 
     At 1 in 1,000 the 80% quantile of series of 200 measurements may be 0, at 0.05 the 99%, and of
     their first 40 the 96%. Level, slopes, window, and the charges in `noises` were chosen on 50 to
-    100 series of each kind, with other seeds than those of `table`, and on the recorded trainings,
+    150 series of each kind, with other seeds than those of `table`, and on the recorded trainings,
     of which those where something forms were to lie above those where not.
     """
     printed = Table(title=f"Highest score less its threshold, {trials} series of {LENGTH} each")

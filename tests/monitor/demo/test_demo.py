@@ -131,12 +131,16 @@ def test_several_runs_differ_in_their_seed_and_are_compared_at_the_end(tmp_path)
     assert "What formed in the 2 runs that came to their end" in told
     assert "induction head" in told.split("What formed in the 2 runs")[1]
     two = monitor.read(tmp_path / "two", "induction")
+    # Of a run that was measured but once nothing can be said.
+    often = two.groupby("run")["step"].nunique().min() > 1
+    assert ("induction head 0 of 2 runs 0% to 84%" in told) == often
     names = two["run"].unique().tolist()
     assert [name.split("-")[1] for name in names] == ["seed3", "seed4"]
     again = re.search(r"^phasewatch (transitions .*)$", done.stdout, flags=re.MULTILINE).group(1)
     assert all(f"--run {name}" in again for name in names)
     shown = CliRunner().invoke(app, again.split())
     assert "induction head" in shown.stdout
+    assert ("0 of 2 runs" in shown.stdout) == often
     # The second of a row is the run that it would have been alone.
     alone = [*COMMAND, "--seed", "4", "--steps", "60", "--root", str(tmp_path / "alone")]
     subprocess.run(alone, check=True, capture_output=True, timeout=300)

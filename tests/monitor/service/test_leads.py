@@ -34,10 +34,13 @@ def rises(root, run, previous, induction, *, measurements=60, tokens=True, seed=
         step = 10 * at
         when = moment(step, run=run, tokens=100 * step if tokens else None)
         columns = {"layer": [0], "head": [0], "n": [16], "validity": ["ok"]}
-        for name, midpoint in (("previous_token", previous), ("prefix_matching", induction)):
-            value = 1 / (1 + np.exp(-1.5 * (at - midpoint))) + 0.03 * random.normal()
-            for field in (name, "beyond_position") if name == "prefix_matching" else (name,):
-                columns |= {field: [value], f"{field}_stderr": [0.01], f"{field}_null": [0.0]}
+        before, score = (
+            1 / (1 + np.exp(-1.5 * (at - midpoint))) + 0.03 * random.normal()
+            for midpoint in (previous, induction)
+        )
+        values = {"previous_token": before, "prefix_matching": score, "beyond_position": score}
+        for name, value in values.items():
+            columns |= {name: [value], f"{name}_stderr": [0.01], f"{name}_null": [0.0]}
         reading = Reading.build(SPEC, when, columns)
         sink.write(Measurement(moment=when, readings=(reading,)))
 
